@@ -1,0 +1,1 @@
+"""wcse: the Weak-Cheap Search Engine."""

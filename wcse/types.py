@@ -1,0 +1,139 @@
+"""Records that every layer shares: problems, nodes of the search tree, requests of a strategy.
+
+Knows nothing of models, engines, tensors or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class WcseError(ValueError):
+    """A mistake in what the user gave: the message names the field, the value and the fix."""
+
+
+class Finish(StrEnum):
+    """Why a node ended. Only ``EOS`` makes a solution complete; unfinished text never votes."""
+
+    DELIM = "delim"  # the step's delimiter was written: live
+    STEP_CAP = "step_cap"  # no delimiter within the step's limit: live, continues
+    EOS = "eos"  # end of sequence or a stop string: complete
+    PATH_CAP = "path_cap"  # the solution reached max_tokens: truncated
+    CTX = "ctx"  # the model's context is full: truncated
+    BUDGET = "budget"  # the budget ran out: truncated
+    ERROR = "error"  # this branch failed (a NaN row, say); its neighbours did not
+
+
+LIVE = frozenset({Finish.DELIM, Finish.STEP_CAP})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem. ``answer`` is the gold answer; only metrics may read it."""
+
+    id: str
+    prompt: str
+    answer: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Node:
+    """One step of a partial solution: a span of token ids below a parent. The root holds the prompt.
+
+    ``path`` is the tuple of child indices from the root; it is the node's identity within its problem and,
+    with the run's seed and the problem's id, the key of its random numbers. ``text`` is derived from
+    ``token_ids`` and includes the delimiter. ``score`` is the verifier's score of this step given its prefix,
+    set once. A node that nobody holds any more is pruned, and its keys and values may be dropped.
+    """
+
+    parent: Node | None
+    path: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str = ""
+    finish: Finish | None = None
+    logprobs: tuple[float, ...] = ()
+    score: float | None = None
+    stop_reason: str | int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """The solution that ends here ended by itself."""
+        return self.finish is Finish.EOS
+
+    @property
+    def live(self) -> bool:
+        """The solution that ends here can be expanded (the root can)."""
+        return self.parent is None or self.finish in LIVE
+
+    def steps(self) -> list[Node]:
+        """The nodes from the first step to this one; the root is left out."""
+        chain: list[Node] = []
+        node: Node = self
+        while node.parent is not None:
+            chain.append(node)
+            node = node.parent
+        return chain[::-1]
+
+    @property
+    def completion_ids(self) -> list[int]:
+        """Token ids of the whole partial solution, without the prompt."""
+        return [token for step in self.steps() for token in step.token_ids]
+
+    @property
+    def completion(self) -> str:
+        """Text of the whole partial solution, without the prompt."""
+        return "".join(step.text for step in self.steps())
+
+    @property
+    def scores(self) -> list[float]:
+        """The verifier's scores of the steps so far; steps without a score are an error.
+
+        Raises:
+            WcseError: a step on the path was never scored.
+        """
+        scores = [step.score for step in self.steps()]
+        if any(score is None for score in scores):
+            raise WcseError(f"node {self.path}: not every step was scored; yield Score(...) first or set a PRM")
+        return [score for score in scores if score is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Expand:
+    """Sample ``n`` children of ``node``, with child indices ``first .. first + n - 1``.
+
+    Result: the list of the nodes reached, in child-index order. With ``to_end`` each child is followed by its
+    child 0, step by step, to the end of its solution, and the last node of each chain is returned; otherwise
+    each child is one step. ``score`` sends every new step to the verifier as soon as it is written, so the
+    scores are set in the result. ``greedy`` takes the most likely token instead of sampling.
+    """
+
+    node: Node
+    n: int
+    first: int = 0
+    to_end: bool = False
+    score: bool = True
+    greedy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Score these nodes (and any unscored step above them). Result: the list of their scores."""
+
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel:
+    """Run the requests together. Result: the list of their results, in order."""
+
+    requests: tuple[Expand | Score, ...]
+
+
+Request = Expand | Score | Parallel
+
+Search = Generator[Request, Any, list[Node]]
+"""A running strategy: yields requests, is resumed with their results, returns the solutions' last nodes."""
