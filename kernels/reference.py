@@ -1,0 +1,200 @@
+"""The meaning of every kernel in plain torch: slow, obvious, any float dtype (tests run it in float64).
+
+Knows nothing of pointers, threads or instruction sets, and does not check its arguments; ``ops.py`` does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PAGE = 16
+"""Tokens in one page of the KV pools."""
+
+
+def _path_tokens(plan: Any, row: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Page, offset in the page and absolute position of every token that ``row`` may see, root first."""
+    nodes = plan.nodes
+    pages, offsets, positions = [], [], []
+    for i in range(len(nodes.lo)):
+        if not nodes.lo[i] <= row < nodes.hi[i]:
+            continue
+        token = torch.arange(min(int(nodes.length[i]), int(nodes.seen[i]) + row - int(nodes.lo[i])))
+        own = torch.as_tensor(plan.pages[nodes.page_begin[i] : nodes.page_end[i]]).long()
+        pages.append(own[token // PAGE])
+        offsets.append(token % PAGE)
+        positions.append(int(nodes.pos[i]) + token)
+    return torch.cat(pages), torch.cat(offsets), torch.cat(positions)
+
+
+def tree_attention(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, plan: Any, *, scale: float, softcap: float, window: int
+) -> Tensor:
+    """Attention of each row over the tokens on its path. Shapes as in ``ops.tree_attention``."""
+    n_rows, n_heads, head_dim = q.shape
+    n_kv = k_pages.shape[1]
+    out = torch.empty_like(q)
+    for row in range(n_rows):
+        pages, offsets, positions = _path_tokens(plan, row)
+        if window:
+            seen = positions > int(plan.positions[row]) - window
+            pages, offsets = pages[seen], offsets[seen]
+        keys = k_pages[pages, :, :, offsets].to(q.dtype)  # [tokens, Hkv, d]
+        values = v_pages[pages, :, offsets, :].to(q.dtype)
+        grouped = q[row].view(n_kv, n_heads // n_kv, head_dim)
+        scores = torch.einsum("hgd,nhd->hgn", grouped, keys) * scale
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        out[row] = torch.einsum("hgn,nhd->hgd", scores.softmax(-1), values).reshape(n_heads, head_dim)
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float, offset: float) -> Tensor:
+    """``x * rsqrt(mean(x^2) + eps) * (weight + offset)`` over the last dimension."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (weight + offset)
+
+
+def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, *, eps: float, offset: float) -> Tensor:
+    """``residual += x`` in place; returns the norm of the sum."""
+    residual.add_(x)
+    return rms_norm(residual, weight, eps=eps, offset=offset)
+
+
+def gated_act(gate_up: Tensor, *, act: str) -> Tensor:
+    """Activation of the first half of the columns times the second half."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    activated = F.silu(gate) if act == "silu" else F.gelu(gate, approximate="tanh")
+    return activated * up
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias + residual``."""
+    out = F.linear(x, weight, bias)
+    return out if residual is None else out + residual
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half-split rotary embedding of ``x`` [T, H, d] with ``cos``/``sin`` [T, d/2]."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def rope_write_kv(
+    qkv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    *,
+    n_heads: int,
+    n_kv_heads: int,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    norm_offset: float,
+) -> Tensor:
+    """Split, optionally normalise, rotate; write K and V to their slots; return the rotated queries."""
+    head_dim = qkv.shape[1] // (n_heads + 2 * n_kv_heads)
+    heads = qkv.view(qkv.shape[0], -1, head_dim)
+    q, k, v = heads.split([n_heads, n_kv_heads, n_kv_heads], dim=1)
+    if q_norm is not None:
+        q = rms_norm(q, q_norm, eps=eps, offset=norm_offset)
+    if k_norm is not None:
+        k = rms_norm(k, k_norm, eps=eps, offset=norm_offset)
+    position = positions.long()
+    q, k = (rope(part, cos[position], sin[position]) for part in (q, k))
+    page, offset = slots.long() // PAGE, slots.long() % PAGE
+    # A value that is not finite would reach every later reader of its page (0 x NaN = NaN).
+    k_pages[page, :, :, offset] = torch.where(k.isfinite(), k, 0).to(k_pages.dtype)
+    v_pages[page, :, offset, :] = torch.where(v.isfinite(), v, 0).to(v_pages.dtype)
+    return q.contiguous()
+
+
+_MASK32 = 0xFFFFFFFF
+
+
+def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = divmod(0xD2511F53 * c0, 1 << 32)
+        high1, low1 = divmod(0xCD9E8D57 * c2, 1 << 32)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK32, (k1 + 0xBB67AE85) & _MASK32
+    return c0, c1, c2, c3
+
+
+def uniform(key: int, counter: int) -> float:
+    """The draw in [0, 1), a multiple of 2^-24, of token ``counter`` of the node with this 64-bit key."""
+    word = philox4x32((counter, 0, 0, 0), (key & _MASK32, key >> 32 & _MASK32))[0]
+    return (word >> 8) * 2.0**-24
+
+
+def kept_tokens(logits: Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """Mask [V] of the tokens that may be drawn: min-p, then top-k, then top-p; lower ids first among equals."""
+    weights = torch.exp((logits - logits.max()) / temperature)
+    order = torch.sort(logits, descending=True, stable=True).indices
+    ranked = weights[order]
+    keep = ranked >= min_p
+    if top_k > 0:
+        keep &= torch.arange(len(ranked)) < top_k
+    if top_p < 1:
+        ranked = ranked * keep
+        before = ranked.cumsum(0) - ranked
+        keep &= before < top_p * ranked.sum()
+        keep[0] = True
+    return torch.zeros_like(keep).index_put_((order,), keep)
+
+
+def sample_one(
+    logits: Tensor, *, temperature: float, top_k: int, top_p: float, min_p: float, u: float
+) -> tuple[int, float]:
+    """One draw from one row [V]: the token and its log-probability under the raw logits."""
+    top = logits.max()
+    if not bool(torch.isfinite(top)):  # a NaN or +inf somewhere, or -inf everywhere
+        return -1, math.nan
+    if temperature == 0:
+        token = int((logits == top).nonzero()[0])
+    else:
+        keep = kept_tokens(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        weights = torch.exp((logits - top) / temperature) * keep
+        total = weights.cumsum(0)
+        token = min(
+            int(torch.searchsorted(total, u * total[-1], right=True)),
+            int(weights.nonzero()[-1]),
+        )
+    return token, float(logits[token] - torch.logsumexp(logits, 0))
+
+
+def sample(
+    logits: Tensor,
+    rows: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    keys: Tensor,
+    counters: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One draw per entry of ``rows``. Shapes as in ``ops.sample``."""
+    tokens, logprobs = [], []
+    for i in range(len(rows)):
+        token, logprob = sample_one(
+            logits[int(rows[i])],
+            temperature=float(temperature[i]),
+            top_k=int(top_k[i]),
+            top_p=float(top_p[i]),
+            min_p=float(min_p[i]),
+            u=uniform(int(keys[i]) & (1 << 64) - 1, int(counters[i])),
+        )
+        tokens.append(token)
+        logprobs.append(logprob)
+    return torch.tensor(tokens, dtype=torch.int32), torch.tensor(logprobs, dtype=torch.float32)
