@@ -1,0 +1,281 @@
+"""Spans of tokens and their keys and values: a decoder over its own KV tree.
+
+A ``Span`` is what a runner knows of a node: token ids, how many of them have keys and values, and the hidden
+state after the last one. A runner puts tokens of spans through the decoder in one batch and returns hidden
+states; policy and verifier each have one. It knows nothing of sampling, scoring, search or text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from weakref import WeakSet
+
+import numpy as np
+import torch
+
+from wcse import _core
+from wcse.models.decoder import Batch, Decoder, KVPool
+from wcse.types import WcseError
+
+PAGE = 16
+PROMPT_BLOCK = 64  # prompts are stored in spans of 64 tokens, the kernel's block: a hit never moves the block grid
+
+
+class KVMemoryError(WcseError):
+    """The keys and values of a single path do not fit in the memory given."""
+
+
+class Span:
+    """A run of token ids below a parent span.
+
+    ``n_kv`` of the tokens have keys and values in tree node ``kv`` (-1: none, they will be recomputed).
+    ``start`` is the position of the first token. A ``closed`` span takes no more tokens; those of a ``prompt``
+    stay cached for the next problem that begins alike. ``hidden`` [hidden
+    size] is the final-norm hidden state of the last token, set when a closed span is wholly stored.
+    """
+
+    __slots__ = ("__weakref__", "closed", "hidden", "kids", "kv", "n_kv", "parent", "prompt", "start", "tick", "tokens")
+
+    def __init__(self, parent: Span | None, tokens: Sequence[int] = (), *, prompt: bool = False) -> None:
+        self.parent = parent
+        self.tokens = list(tokens)
+        self.start = parent.start + len(parent.tokens) if parent else 0
+        self.kv = -1
+        self.n_kv = 0
+        self.kids = 0  # child spans that have a tree node
+        self.closed = prompt
+        self.prompt = prompt
+        self.hidden: torch.Tensor | None = None
+        self.tick = 0
+
+    @property
+    def depth(self) -> int:
+        """Tokens from the start of the prompt to the end of this span."""
+        return self.start + len(self.tokens)
+
+    def lineage(self) -> list[Span]:
+        """The spans from the first of the prompt to this one."""
+        chain: list[Span] = []
+        span: Span | None = self
+        while span is not None:
+            chain.append(span)
+            span = span.parent
+        return chain[::-1]
+
+
+def pages(tokens: int) -> int:
+    """Pages that a node of so many tokens owns."""
+    return -(-tokens // PAGE)
+
+
+@dataclass
+class RunnerStats:
+    """Counters since the start: tokens put through the decoder, and evicted spans."""
+
+    computed: int = 0
+    evicted: int = 0
+
+
+@dataclass
+class Work:
+    """The batch under construction: the last ``counts[i]`` stored tokens of ``spans[i]`` are new."""
+
+    spans: list[Span] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    slots: list[np.ndarray] = field(default_factory=list)
+    tokens: int = 0
+
+    def put(self, span: Span, count: int, slots: np.ndarray) -> None:
+        self.spans.append(span)
+        self.counts.append(count)
+        self.slots.append(slots)
+        self.tokens += count
+
+
+class Runner:
+    """A decoder with a KV tree of ``num_pages`` pages.
+
+    The order of calls in one step is ``begin``, any number of ``store``/``store_one``, ``run``.
+    """
+
+    def __init__(self, decoder: Decoder, *, num_pages: int) -> None:
+        self.decoder = decoder
+        self.tree = _core.KVTree(num_pages)
+        self.pool = KVPool(decoder.spec, num_pages)
+        self.stats = RunnerStats()
+        self.room = num_pages  # pages that are free or can be evicted by the tree itself
+        self._resident: WeakSet[Span] = WeakSet()
+        self._tick = 0
+
+    # -- spans -------------------------------------------------------------------------------------------
+
+    def prompt(self, tokens: Sequence[int]) -> tuple[Span, int]:
+        """A chain of closed spans that holds ``tokens``; stored prefixes are reused.
+
+        Returns:
+            The last span of the chain, and how many tokens were found in the tree.
+        """
+        found, matched = self.tree.match_prefix(np.asarray(tokens, dtype=np.int32))
+        nodes: list[int] = []
+        node = found
+        while node != 0:
+            nodes.append(node)
+            node = self.tree.parent(node)
+        span: Span | None = None
+        for node in reversed(nodes):
+            if node != found:
+                self.tree.retain(node)
+            span = Span(span, tokens[span.depth if span else 0 :][: self.tree.length(node)], prompt=True)
+            span.kv, span.n_kv = node, self.tree.length(node)
+            if span.parent is not None:
+                span.parent.kids += 1
+            self._resident.add(span)
+        # Hidden states are not cached: when everything matched, the last block is read again for its own.
+        if span is not None and matched == len(tokens):
+            parent = span.parent
+            self.release(span)
+            span, matched = parent, parent.depth if parent else 0
+        for begin in range(matched, len(tokens), PROMPT_BLOCK):
+            span = Span(span, tokens[begin : begin + PROMPT_BLOCK], prompt=True)
+        if span is None:
+            raise WcseError("prompt: it has no tokens; give a problem with text")
+        return span, matched
+
+    def missing(self, span: Span) -> int:
+        """Tokens without keys and values on the path to the end of ``span``."""
+        total = 0
+        node: Span | None = span
+        while node is not None and node.n_kv < len(node.tokens):
+            total += len(node.tokens) - node.n_kv
+            node = node.parent
+        return total
+
+    def release(self, span: Span, *, cache: bool = False) -> None:
+        """Give up the span's tree node. With ``cache`` its pages stay until they are needed elsewhere."""
+        if span.kv < 0:
+            return
+        if cache and span.closed and span.n_kv == len(span.tokens):
+            self.tree.release(span.kv)
+        else:
+            self.tree.drop(span.kv)
+        span.kv, span.n_kv = -1, 0
+        self._resident.discard(span)
+        if span.parent is not None:
+            span.parent.kids -= 1
+
+    def evict_idle(self, need: int, busy: Iterable[Span]) -> bool:
+        """Drop spans that no running work stands on, least recently used first, until ``need`` pages are free."""
+        active = set()
+        for span in busy:
+            node: Span | None = span
+            while node is not None and node not in active:
+                active.add(node)
+                node = node.parent
+        while need > self._refresh_room():
+            idle = [s for s in self._resident if s.kids == 0 and s not in active]
+            if not idle:
+                return False
+            for span in sorted(idle, key=lambda s: (s.tick, s.start)):
+                self.release(span)
+                self.stats.evicted += 1
+                if need <= self._refresh_room():
+                    break
+        return True
+
+    def _refresh_room(self) -> int:
+        stats = self.tree.stats()
+        self.room = stats["free"] + stats["cached"]
+        return self.room
+
+    # -- one step ----------------------------------------------------------------------------------------
+
+    def begin(self) -> Work:
+        """Start a step."""
+        self._tick += 1
+        self._refresh_room()
+        return Work()
+
+    def store(self, work: Work, span: Span, budget: int) -> bool:
+        """Add the missing tokens on the path to ``span``, at most ``budget`` of them and as memory allows.
+
+        Returns:
+            Whether the whole path is in the batch or stored.
+        """
+        chain: list[Span] = []
+        node: Span | None = span
+        while node is not None and (node.n_kv < len(node.tokens) or node.kv < 0):
+            chain.append(node)
+            node = node.parent
+        for part in reversed(chain):
+            count = min(len(part.tokens) - part.n_kv, budget, self.room * PAGE + -part.n_kv % PAGE)
+            if count <= 0:
+                return False
+            self._attach(part)
+            self._take(part, count)
+            new = np.asarray(part.tokens[part.n_kv : part.n_kv + count], dtype=np.int32)
+            work.put(part, count, self.tree.extend(part.kv, new))
+            part.n_kv += count
+            budget -= count
+            if part.n_kv < len(part.tokens):
+                return False
+            if part.closed:
+                self.tree.seal(part.kv)
+        return True
+
+    def store_one(self, work: Work, spans: Sequence[Span]) -> None:
+        """Add the last token of every span; all else on their paths is stored. Memory must suffice."""
+        if not spans:
+            return
+        for span in spans:
+            if span.kv < 0:
+                self._attach(span)
+            self._take(span, 1)
+        nodes = np.fromiter((s.kv for s in spans), np.int32, len(spans))
+        new = np.fromiter((s.tokens[-1] for s in spans), np.int32, len(spans))
+        slots = self.tree.extend_rows(nodes, new)
+        for i, span in enumerate(spans):
+            work.put(span, 1, slots[i : i + 1])
+            span.n_kv += 1
+            if span.closed:
+                self.tree.seal(span.kv)
+
+    def run(self, work: Work) -> torch.Tensor:
+        """Put the batch through the decoder.
+
+        Returns:
+            Final-norm hidden states [len(work.spans), hidden size], each after the span's last new token.
+        """
+        counts = np.asarray(work.counts, dtype=np.int32)
+        plan = _core.plan(self.tree, np.fromiter((s.kv for s in work.spans), np.int32, len(counts)), counts)
+        starts = np.asarray(plan.row_start)
+        ends = np.cumsum(counts)
+        rows = np.repeat(starts - (ends - counts), counts) + np.arange(work.tokens)
+        tokens = np.empty(work.tokens, np.int64)
+        tokens[rows] = [t for s, c in zip(work.spans, work.counts, strict=True) for t in s.tokens[s.n_kv - c : s.n_kv]]
+        slots = np.empty(work.tokens, np.int32)
+        slots[rows] = np.concatenate(work.slots)
+        batch = Batch(
+            tokens=torch.from_numpy(tokens),
+            positions=torch.from_numpy(np.asarray(plan.positions)),
+            slots=torch.from_numpy(slots),
+            plan=plan,
+            out_rows=torch.from_numpy((starts + counts - 1).astype(np.int64)),
+        )
+        hidden = self.decoder.forward(batch, self.pool)
+        self.tree.settle()
+        self.stats.computed += work.tokens
+        return hidden
+
+    def _attach(self, span: Span) -> None:
+        """Give the span a tree node below its parent's."""
+        if span.kv >= 0:
+            return
+        span.kv = self.tree.fork(span.parent.kv if span.parent else 0)
+        self._resident.add(span)
+        if span.parent is not None:
+            span.parent.kids += 1
+
+    def _take(self, span: Span, count: int) -> None:
+        self.room -= pages(span.n_kv + count) - pages(span.n_kv)
+        span.tick = self._tick
