@@ -1,0 +1,17 @@
+"""Keys of the counter-based random numbers: the seed, the problem and the place in the tree, nothing else.
+
+Token ``i`` of a node draws with Philox4x32-10, key = the node's key, counter = (i, 0, 0, 0), and takes the
+first output word: ``u = (word >> 8) * 2**-24``. The drawing itself belongs to the sampler. Batch, order, number
+of workers and N never enter, so a node's tokens are the same in every schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+
+def node_key(seed: int, problem_id: str, path: Sequence[int]) -> int:
+    """The 64-bit key of a node: blake2b-64 of ``seed|problem_id|i.j.k``, read as a little-endian integer."""
+    name = f"{seed}|{problem_id}|{'.'.join(map(str, path))}"
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
