@@ -4,12 +4,170 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "arrays.h"
+#include "kv_tree.h"
+#include "plan.h"
+#include "text.h"
 #include "thread_pool.h"
 
 namespace py = pybind11;
+using wcse::Ints;
+using wcse::int32_array;
+using wcse::KVTree;
+using wcse::same_size;
+using wcse::size_of;
+using wcse::TextMatcher;
+using wcse::to_array;
+
+namespace {
+
+// ------------------------------------------------------------------------------------------------- KV tree
+
+py::dict stats_dict(const KVTree& tree) {
+    const KVTree::Stats stats = tree.stats();
+    py::dict d;
+    d["total"] = stats.total;
+    d["free"] = stats.free;
+    d["cached"] = stats.cached;
+    d["pinned"] = stats.pinned;
+    d["in_flight"] = stats.in_flight;
+    d["nodes"] = stats.nodes;
+    d["tokens"] = stats.tokens;
+    d["peak_used"] = stats.peak_used;
+    d["evicted"] = stats.evicted;
+    return d;
+}
+
+Ints extend(KVTree& tree, int32_t node, const py::object& tokens) {
+    const Ints ids = int32_array(tokens, "tokens");
+    Ints slots(ids.size());
+    tree.extend(node, ids.data(), size_of(ids), slots.mutable_data());
+    return slots;
+}
+
+Ints extend_rows(KVTree& tree, const py::object& nodes, const py::object& tokens) {
+    const Ints rows = int32_array(nodes, "nodes"), ids = int32_array(tokens, "tokens");
+    same_size(rows, "nodes", ids, "tokens");
+    Ints slots(ids.size());
+    tree.extend_rows(rows.data(), ids.data(), size_of(ids), slots.mutable_data());
+    return slots;
+}
+
+std::pair<int32_t, int64_t> match_prefix(KVTree& tree, const py::object& tokens) {
+    const Ints ids = int32_array(tokens, "tokens");
+    return tree.match_prefix(ids.data(), size_of(ids));
+}
+
+void bind_kv_tree(py::module_& m) {
+    py::register_exception<wcse::KVExhausted>(m, "KVExhausted", PyExc_MemoryError);
+    py::class_<KVTree>(m, "KVTree", "Owner of the pages of keys and values of a forest of token spans.")
+        .def(py::init<int64_t, bool>(), py::arg("num_pages"), py::arg("debug") = false)
+        .def("fork", &KVTree::fork, py::arg("parent"))
+        .def("extend", &extend, py::arg("node"), py::arg("tokens"))
+        .def("extend_rows", &extend_rows, py::arg("nodes"), py::arg("tokens"))
+        .def("settle", &KVTree::settle)
+        .def("seal", &KVTree::seal, py::arg("node"))
+        .def("retain", &KVTree::retain, py::arg("node"))
+        .def("release", &KVTree::release, py::arg("node"))
+        .def("drop", &KVTree::drop, py::arg("node"))
+        .def("match_prefix", &match_prefix, py::arg("tokens"))
+        .def("evict", &KVTree::evict, py::arg("n_pages"))
+        .def("check", &KVTree::check)
+        .def("alive", &KVTree::alive, py::arg("node"))
+        .def("length", &KVTree::length, py::arg("node"))
+        .def("depth", &KVTree::depth, py::arg("node"))
+        .def("parent", &KVTree::parent, py::arg("node"))
+        .def("refs", &KVTree::refs, py::arg("node"))
+        .def("sealed", &KVTree::sealed, py::arg("node"))
+        .def("tokens", [](const KVTree& tree, int32_t node) { return to_array(tree.tokens(node)); }, py::arg("node"))
+        .def("pages", [](const KVTree& tree, int32_t node) { return to_array(tree.pages(node)); }, py::arg("node"))
+        .def("stats", &stats_dict);
+}
+
+// ---------------------------------------------------------------------------------------------------- plan
+
+wcse::Plan make_plan(const KVTree& tree, const py::object& nodes, const py::object& n_new) {
+    const Ints ids = int32_array(nodes, "nodes"), counts = int32_array(n_new, "n_new");
+    same_size(ids, "nodes", counts, "n_new");
+    return wcse::make_plan(tree, ids.data(), counts.data(), size_of(ids));
+}
+
+template <class Owner>
+auto array_of(std::vector<int32_t> Owner::*field) {
+    return [field](const Owner& owner) { return to_array(owner.*field); };
+}
+
+void bind_plan(py::module_& m) {
+    using wcse::Plan;
+    using wcse::PlanNodes;
+    py::class_<PlanNodes>(m, "PlanNodes", "One entry per tree node that some row of the plan sees.")
+        .def("__len__", &PlanNodes::size)
+        .def_property_readonly("lo", array_of(&PlanNodes::lo))
+        .def_property_readonly("hi", array_of(&PlanNodes::hi))
+        .def_property_readonly("page_begin", array_of(&PlanNodes::page_begin))
+        .def_property_readonly("page_end", array_of(&PlanNodes::page_end))
+        .def_property_readonly("length", array_of(&PlanNodes::length))
+        .def_property_readonly("seen", array_of(&PlanNodes::seen))
+        .def_property_readonly("pos", array_of(&PlanNodes::pos));
+    py::class_<Plan>(m, "Plan", "Rows of one forward pass in depth-first order, and the pages that each sees.")
+        .def_property_readonly("order", array_of(&Plan::order))
+        .def_property_readonly("row_start", array_of(&Plan::row_start))
+        .def_property_readonly("positions", array_of(&Plan::positions))
+        .def_property_readonly("pages", array_of(&Plan::pages))
+        .def_property_readonly("nodes", [](const Plan& plan) -> const PlanNodes& { return plan.nodes; },
+                               py::return_value_policy::reference_internal)
+        .def_property_readonly("n_rows", &Plan::n_rows);
+    m.def("plan", &make_plan, py::arg("tree"), py::arg("nodes"), py::arg("n_new"));
+}
+
+// ---------------------------------------------------------------------------------------------------- text
+
+py::array_t<uint8_t> advance(TextMatcher& matcher, const py::object& slots, const py::object& tokens) {
+    const Ints rows = int32_array(slots, "slots"), ids = int32_array(tokens, "tokens");
+    same_size(rows, "slots", ids, "tokens");
+    py::array_t<uint8_t> found(rows.size());
+    matcher.advance(rows.data(), ids.data(), size_of(rows), found.mutable_data());
+    return found;
+}
+
+std::string bytes_in(const py::bytes& bytes) { return bytes; }
+
+std::vector<std::string> bytes_in(const std::vector<py::bytes>& list) { return {list.begin(), list.end()}; }
+
+void bind_text(py::module_& m) {
+    // py::bytes, not std::string: the latter would take str as well.
+    py::class_<TextMatcher>(m, "TextMatcher", "Finds delimiters and stop strings in the bytes of tokens.")
+        .def(py::init([](const std::vector<py::bytes>& token_bytes) { return TextMatcher(bytes_in(token_bytes)); }),
+             py::arg("token_bytes"))
+        .def("pattern",
+             [](TextMatcher& matcher, const py::bytes& delimiter, const std::vector<py::bytes>& stops) {
+                 return matcher.pattern(bytes_in(delimiter), bytes_in(stops));
+             },
+             py::arg("delimiter"), py::arg("stops"))
+        .def("open",
+             [](TextMatcher& matcher, int32_t pattern, const py::bytes& history) {
+                 return matcher.open(pattern, std::string_view(history));
+             },
+             py::arg("pattern"), py::arg("history") = py::bytes())
+        .def("close", &TextMatcher::close, py::arg("slot"))
+        .def("new_step", &TextMatcher::new_step, py::arg("slot"))
+        .def("advance", &advance, py::arg("slots"), py::arg("tokens"))
+        .def("stop", &TextMatcher::stop, py::arg("slot"));
+}
+
+// --------------------------------------------------------------------------------------------- thread pool
+
+void bind_thread_pool(py::module_& m) {
+    m.def("num_threads", &wcse::num_threads, "Threads that take part in a parallel loop.");
+    m.def("set_num_threads", &wcse::set_num_threads, py::arg("n"));
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "wcse native core: KV tree, planner, CPU kernels, text matching";
-    m.def("num_threads", &wcse::num_threads, "Threads that take part in a parallel loop.");
-    m.def("set_num_threads", &wcse::set_num_threads, py::arg("n"));
+    bind_kv_tree(m);
+    bind_plan(m);
+    bind_text(m);
+    bind_thread_pool(m);
 }

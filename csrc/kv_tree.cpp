@@ -1,0 +1,511 @@
+#include "kv_tree.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace wcse {
+namespace {
+
+// A node is looked up by a hash of its first tokens; longer ones that agree so far are compared one by one.
+// 64 is the length of a prompt block, so one of those has no false candidates.
+constexpr size_t kKeyTokens = 64;
+
+uint64_t mix(uint64_t x) {  // splitmix64
+    x += 0x9e3779b97f4a7c15ULL;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+    return x ^ (x >> 31);
+}
+
+uint64_t key_of_parent(int32_t parent) { return mix(static_cast<uint64_t>(parent)); }
+
+uint64_t key_with(uint64_t key, int32_t token) { return mix(key ^ static_cast<uint32_t>(token)); }
+
+uint64_t key_of(int32_t parent, const std::vector<int32_t>& tokens) {
+    uint64_t key = key_of_parent(parent);
+    const size_t n = std::min(tokens.size(), kKeyTokens);
+    for (size_t i = 0; i < n; i++) key = key_with(key, tokens[i]);
+    return key;
+}
+
+int64_t pages_for(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
+std::string node_name(int32_t id) { return "node " + std::to_string(id); }
+
+[[noreturn]] void refuse(const char* operation, int32_t id, const std::string& rule) {
+    throw std::invalid_argument(std::string(operation) + ": " + node_name(id) + " " + rule);
+}
+
+[[noreturn]] void violated(const std::string& law) { throw std::logic_error("KVTree.check: " + law); }
+
+template <class T>
+void grow(std::vector<T>& v, size_t n) {  // reserve() alone would grow by one each time
+    if (v.capacity() < n) v.reserve(std::max(n, 2 * v.capacity()));
+}
+
+}  // namespace
+
+KVTree::KVTree(int64_t num_pages, bool debug) : total_(num_pages), debug_(debug) {
+    constexpr int64_t most = std::numeric_limits<int32_t>::max() / kPageTokens;  // slots are int32
+    if (num_pages < 1 || num_pages > most)
+        throw std::invalid_argument("KVTree: num_pages is " + std::to_string(num_pages) +
+                                    ", must be between 1 and " + std::to_string(most));
+    free_.resize(static_cast<size_t>(num_pages));
+    for (size_t i = 0; i < free_.size(); i++) free_[i] = static_cast<int32_t>(free_.size() - 1 - i);
+    nodes_.emplace_back();
+    at(kRoot).used = at(kRoot).sealed = true;
+    at(kRoot).holds = 1;
+}
+
+// ---------------------------------------------------------------------------------------------- operations
+
+int32_t KVTree::fork(int32_t parent) {
+    if (!need(parent, "fork").sealed) refuse("fork", parent, "is not sealed; seal it first");
+    int32_t id;
+    if (free_ids_.empty()) {
+        if (nodes_.size() >= static_cast<size_t>(std::numeric_limits<int32_t>::max()))
+            throw KVExhausted("fork: all node ids are in use");
+        grow(free_ids_, nodes_.size() + 1);  // so that freeing never allocates
+        nodes_.emplace_back();
+        id = static_cast<int32_t>(nodes_.size() - 1);
+    } else {
+        id = free_ids_.back();
+        free_ids_.pop_back();
+    }
+    Node& node = at(id);
+    node.used = true;
+    node.parent = parent;
+    node.depth = at(parent).depth;
+    node.refs = 1;
+    node.holds = 1;
+    at(parent).children++;
+    hold(parent);
+    used_nodes_++;
+    audit();
+    return id;
+}
+
+void KVTree::extend(int32_t node, const int32_t* tokens, size_t n, int32_t* slots) {
+    need_extensible(node, tokens, n, "extend");
+    if (n == 0) return;
+    const int64_t have = static_cast<int64_t>(at(node).pages.size());
+    if (n > static_cast<size_t>(std::numeric_limits<int32_t>::max())) need_pages(total_ + 1, "extend");
+    const int64_t more = pages_for(length(node) + static_cast<int64_t>(n)) - have;
+    need_pages(more, "extend");
+    reserve(node, n);
+    grow(flight_, flight_.size() + 1);
+    while (free_pages() < more) evict_oldest();
+    append(node, tokens, n, slots);
+    peak_used_ = std::max(peak_used_, total_ - free_pages());
+    audit();
+}
+
+void KVTree::extend_rows(const int32_t* nodes, const int32_t* tokens, size_t rows, int32_t* slots) {
+    const uint64_t stamp = ++stamp_;
+    int64_t more = 0;
+    for (size_t i = 0; i < rows; i++) {
+        need_extensible(nodes[i], tokens + i, 1, "extend_rows");
+        Node& node = at(nodes[i]);
+        if (node.stamp == stamp) refuse("extend_rows", nodes[i], "is given twice; rows must be distinct");
+        node.stamp = stamp;
+        more += node.tokens.size() % kPageTokens == 0;
+    }
+    need_pages(more, "extend_rows");
+    for (size_t i = 0; i < rows; i++) reserve(nodes[i], 1);
+    grow(flight_, flight_.size() + rows);
+    while (free_pages() < more) evict_oldest();
+    for (size_t i = 0; i < rows; i++) append(nodes[i], tokens + i, 1, slots + i);
+    peak_used_ = std::max(peak_used_, total_ - free_pages());
+    audit();
+}
+
+void KVTree::settle() {
+    for (int32_t id : flight_) {
+        Node& node = at(id);
+        const int64_t written = static_cast<int64_t>(node.pages.size()) - node.flight_from;
+        in_flight_ -= written;
+        pinned_ += written;
+        node.flight_from = kNone;
+        unhold(id);
+    }
+    flight_.clear();
+    audit();
+}
+
+void KVTree::seal(int32_t id) {
+    if (need(id, "seal").sealed) refuse("seal", id, "is sealed already");
+    index_insert(id, key_of(at(id).parent, at(id).tokens));
+    at(id).sealed = true;
+    audit();
+}
+
+void KVTree::retain(int32_t id) {
+    need(id, "retain");
+    if (at(id).refs++ == 0) hold(id);
+    audit();
+}
+
+void KVTree::release(int32_t id) { give_back(id, false, "release"); }
+
+void KVTree::drop(int32_t id) { give_back(id, true, "drop"); }
+
+std::pair<int32_t, int64_t> KVTree::match_prefix(const int32_t* tokens, size_t n) {
+    // Siblings may hold equal tokens, so this is a search; it visits no node twice.
+    int32_t best = kRoot;
+    std::vector<int32_t> open{kRoot};
+    while (!open.empty()) {
+        const int32_t id = open.back();
+        open.pop_back();
+        if (at(id).depth > at(best).depth) best = id;
+        if (at(id).children == 0) continue;
+        const size_t begin = static_cast<size_t>(at(id).depth);
+        const size_t longest = std::min(kKeyTokens, n - begin);
+        uint64_t key = key_of_parent(id);
+        for (size_t i = 0;; i++) {
+            const auto found = index_.find(key);
+            for (int32_t twin = found == index_.end() ? kNone : found->second; twin != kNone;
+                 twin = at(twin).twin_after)
+                if (at(twin).parent == id && matches(twin, tokens + begin, n - begin)) open.push_back(twin);
+            if (i == longest) break;
+            key = key_with(key, tokens[begin + i]);
+        }
+    }
+    if (at(best).refs++ == 0) hold(best);
+    audit();
+    return {best, at(best).depth};
+}
+
+int64_t KVTree::evict(int64_t n_pages) {
+    if (n_pages < 0) throw std::invalid_argument("evict: n_pages is " + std::to_string(n_pages) + ", must be >= 0");
+    int64_t freed = 0;
+    while (freed < n_pages && oldest_ != kNone) freed += evict_oldest();
+    audit();
+    return freed;
+}
+
+// ------------------------------------------------------------------------------------------------- reading
+
+bool KVTree::alive(int32_t id) const noexcept {
+    if (id < 0 || id >= id_limit() || !at(id).used) return false;
+    return at(id).sealed || at(id).refs > 0;  // else released while in flight: settle() frees it
+}
+
+int32_t KVTree::length(int32_t id) const { return static_cast<int32_t>(need(id, "length").tokens.size()); }
+
+int32_t KVTree::depth(int32_t id) const { return need(id, "depth").depth; }
+
+int32_t KVTree::parent(int32_t id) const { return need(id, "parent").parent; }
+
+int64_t KVTree::refs(int32_t id) const { return need(id, "refs").refs; }
+
+bool KVTree::sealed(int32_t id) const { return need(id, "sealed").sealed; }
+
+const std::vector<int32_t>& KVTree::tokens(int32_t id) const { return need(id, "tokens").tokens; }
+
+const std::vector<int32_t>& KVTree::pages(int32_t id) const { return need(id, "pages").pages; }
+
+KVTree::Stats KVTree::stats() const noexcept {
+    return {total_, free_pages(), cached_, pinned_, in_flight_, used_nodes_, tokens_, peak_used_, evicted_};
+}
+
+// ------------------------------------------------------------------------------------------------ the inside
+
+const KVTree::Node& KVTree::need(int32_t id, const char* operation) const {
+    if (id < 0 || id >= id_limit()) refuse(operation, id, "does not exist");
+    if (!alive(id)) refuse(operation, id, "is dead: it was released, evicted or dropped");
+    return at(id);
+}
+
+void KVTree::need_extensible(int32_t id, const int32_t* tokens, size_t n, const char* operation) const {
+    if (need(id, operation).sealed) refuse(operation, id, "is sealed; fork a child and extend that");
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0) refuse(operation, id, "got token " + std::to_string(tokens[i]) + ", must be >= 0");
+}
+
+void KVTree::need_pages(int64_t n_pages, const char* operation) const {
+    if (n_pages > free_pages() + cached_)  // every cached page can be evicted
+        throw KVExhausted(std::string(operation) + ": needs " + std::to_string(n_pages) + " pages, " +
+                          std::to_string(free_pages()) + " are free and " + std::to_string(cached_) +
+                          " cached of " + std::to_string(total_));
+}
+
+// One reason more to keep the node. The first one takes it out of the cache and is a reason to keep its parent.
+void KVTree::hold(int32_t id) {
+    while (at(id).holds++ == 0) {
+        const int64_t pages = static_cast<int64_t>(at(id).pages.size());
+        cache_remove(id);
+        cached_ -= pages;
+        pinned_ += pages;
+        id = at(id).parent;
+    }
+}
+
+// One reason less. With the last one the node is cached or freed, and its parent loses a reason.
+void KVTree::unhold(int32_t id) {
+    while (--at(id).holds == 0) {
+        const Node& node = at(id);
+        const int64_t pages = static_cast<int64_t>(node.pages.size());
+        const int32_t parent = node.parent;
+        pinned_ -= pages;
+        if (node.children == 0 && (node.dropped || !node.sealed)) {
+            free_node(id);
+        } else {
+            cached_ += pages;
+            cache_append(id);
+        }
+        id = parent;
+    }
+}
+
+void KVTree::give_back(int32_t id, bool drop, const char* operation) {
+    if (need(id, operation).refs == 0) refuse(operation, id, "has no reference to give back");
+    if (--at(id).refs == 0) {
+        at(id).dropped = drop;
+        unhold(id);
+    }
+    audit();
+}
+
+void KVTree::cache_append(int32_t id) {
+    at(id).older = newest_;
+    (newest_ == kNone ? oldest_ : at(newest_).newer) = id;
+    newest_ = id;
+}
+
+void KVTree::cache_remove(int32_t id) {
+    Node& node = at(id);
+    (node.older == kNone ? oldest_ : at(node.older).newer) = node.newer;
+    (node.newer == kNone ? newest_ : at(node.newer).older) = node.older;
+    node.older = node.newer = kNone;
+}
+
+// The one place where pages become free. Returns the parent.
+int32_t KVTree::free_node(int32_t id) {
+    Node& node = at(id);
+    const int32_t parent = node.parent;
+    free_.insert(free_.end(), node.pages.begin(), node.pages.end());  // never allocates: it once held them all
+    tokens_ -= static_cast<int64_t>(node.tokens.size());
+    if (node.sealed) index_erase(id);
+    at(parent).children--;
+    used_nodes_--;
+    const uint64_t stamp = node.stamp;
+    node = Node();
+    node.stamp = stamp;
+    free_ids_.push_back(id);
+    return parent;
+}
+
+// Frees the oldest cached node, which has no children, and the dropped ancestors that only waited for it.
+int64_t KVTree::evict_oldest() {
+    int64_t freed = 0;
+    for (int32_t id = oldest_;;) {
+        const int64_t pages = static_cast<int64_t>(at(id).pages.size());
+        cache_remove(id);
+        cached_ -= pages;
+        freed += pages;
+        id = free_node(id);
+        if (at(id).holds > 0 || at(id).children > 0 || !at(id).dropped) break;
+    }
+    evicted_ += freed;
+    return freed;
+}
+
+void KVTree::reserve(int32_t id, size_t n) {
+    Node& node = at(id);
+    grow(node.tokens, node.tokens.size() + n);
+    grow(node.pages, static_cast<size_t>(pages_for(static_cast<int64_t>(node.tokens.size() + n))));
+}
+
+// Room was made and reserved: cannot fail.
+void KVTree::append(int32_t id, const int32_t* tokens, size_t n, int32_t* slots) {
+    Node& node = at(id);
+    const size_t first = node.tokens.size();
+    if (node.flight_from == kNone) {
+        node.flight_from = static_cast<int32_t>(first / kPageTokens);
+        node.holds++;  // in flight; the node has a reference, so its path is held already
+        flight_.push_back(id);
+        if (first % kPageTokens != 0) {  // its last page is written again
+            pinned_--;
+            in_flight_++;
+        }
+    }
+    for (size_t i = first; i < first + n; i++) {
+        if (i % kPageTokens == 0) {
+            node.pages.push_back(free_.back());
+            free_.pop_back();
+            in_flight_++;
+        }
+        *slots++ = node.pages.back() * kPageTokens + static_cast<int32_t>(i % kPageTokens);
+    }
+    node.tokens.insert(node.tokens.end(), tokens, tokens + n);
+    node.depth += static_cast<int32_t>(n);
+    tokens_ += static_cast<int64_t>(n);
+}
+
+void KVTree::index_insert(int32_t id, uint64_t key) {
+    const auto [place, is_new] = index_.emplace(key, id);
+    at(id).key = key;
+    if (is_new) return;
+    at(id).twin_after = place->second;
+    at(place->second).twin_before = id;
+    place->second = id;
+}
+
+void KVTree::index_erase(int32_t id) {
+    const Node& node = at(id);
+    if (node.twin_after != kNone) at(node.twin_after).twin_before = node.twin_before;
+    if (node.twin_before != kNone)
+        at(node.twin_before).twin_after = node.twin_after;
+    else if (node.twin_after != kNone)
+        index_.find(node.key)->second = node.twin_after;
+    else
+        index_.erase(node.key);
+}
+
+bool KVTree::matches(int32_t id, const int32_t* tokens, size_t n) const {
+    const Node& node = at(id);
+    return node.flight_from == kNone && node.tokens.size() <= n &&
+           std::equal(node.tokens.begin(), node.tokens.end(), tokens);
+}
+
+void KVTree::audit() const {
+    if (debug_) check();
+}
+
+// -------------------------------------------------------------------------------------------------- the laws
+
+void KVTree::check() const {
+    check_pages();
+    check_links();
+    check_states();
+    check_lists();
+    check_index();
+}
+
+void KVTree::check_pages() const {
+    constexpr int32_t nobody = -2, is_free = -1;
+    std::vector<int32_t> owner(static_cast<size_t>(total_), nobody);
+    const auto name = [](int32_t who) { return who == is_free ? "the free list" : node_name(who); };
+    const auto claim = [&](int32_t page, int32_t who) {
+        if (page < 0 || page >= total_) violated("page " + std::to_string(page) + " of " + name(who) + " does not exist");
+        int32_t& slot = owner[static_cast<size_t>(page)];
+        if (slot != nobody)
+            violated("page " + std::to_string(page) + " belongs to " + name(slot) + " and to " + name(who));
+        slot = who;
+    };
+    for (int32_t page : free_) claim(page, is_free);
+    for (int32_t id = 0; id < id_limit(); id++)
+        for (int32_t page : at(id).pages) claim(page, id);
+    for (size_t page = 0; page < owner.size(); page++)
+        if (owner[page] == nobody) violated("page " + std::to_string(page) + " is lost: nobody owns it");
+}
+
+void KVTree::check_links() const {
+    std::vector<int32_t> children(nodes_.size(), 0), holds(nodes_.size(), 0);
+    holds[kRoot] = 1;
+    int64_t used = 0, tokens = 0;
+    for (int32_t id = 0; id < id_limit(); id++) {
+        const Node& node = at(id);
+        const int64_t length = static_cast<int64_t>(node.tokens.size());
+        if (!node.used) {
+            if (length || !node.pages.empty() || node.refs) violated("dead " + node_name(id) + " is not empty");
+            continue;
+        }
+        tokens += length;
+        if (node.refs < 0) violated(node_name(id) + " has a negative reference count");
+        if (static_cast<int64_t>(node.pages.size()) != pages_for(length))
+            violated(node_name(id) + " has " + std::to_string(node.pages.size()) + " pages for " +
+                     std::to_string(length) + " tokens");
+        const bool in_flight = node.flight_from != kNone;
+        if (in_flight && (node.flight_from < 0 || node.flight_from >= static_cast<int32_t>(node.pages.size())))
+            violated(node_name(id) + " is in flight from a page that it does not have");
+        if (!node.sealed && node.refs == 0 && !in_flight) violated("unsealed " + node_name(id) + " has no reference");
+        holds[static_cast<size_t>(id)] += (node.refs > 0) + in_flight;
+        if (id == kRoot) {
+            if (length || node.depth || node.parent != kNone || !node.sealed) violated("the super-root is not empty");
+            continue;
+        }
+        used++;
+        if (node.parent < 0 || node.parent >= id_limit() || !at(node.parent).used)
+            violated("parent of " + node_name(id) + " is dead");
+        const Node& parent = at(node.parent);
+        if (!parent.sealed) violated("parent of " + node_name(id) + " is not sealed");
+        if (parent.depth + length != node.depth) violated("depth of " + node_name(id) + " is wrong");
+        if (parent.holds == 0 && node.holds > 0) violated(node_name(id) + " is held and its parent is not");
+        children[static_cast<size_t>(node.parent)]++;
+        holds[static_cast<size_t>(node.parent)] += node.holds > 0;
+    }
+    for (int32_t id = 0; id < id_limit(); id++) {
+        if (children[static_cast<size_t>(id)] != at(id).children) violated("child count of " + node_name(id) + " is wrong");
+        if (holds[static_cast<size_t>(id)] != at(id).holds) violated("hold count of " + node_name(id) + " is wrong");
+    }
+    if (used != used_nodes_ || static_cast<int64_t>(free_ids_.size()) != id_limit() - 1 - used)
+        violated("count of nodes is wrong");
+    if (tokens != tokens_) violated("count of tokens is wrong");
+}
+
+void KVTree::check_states() const {
+    std::vector<char> held(nodes_.size(), 0);  // from the references alone, not from the hold counts
+    for (int32_t id = 0; id < id_limit(); id++)
+        if (at(id).refs > 0 || at(id).flight_from != kNone)
+            for (int32_t up = id; up != kNone && !held[static_cast<size_t>(up)]; up = at(up).parent)
+                held[static_cast<size_t>(up)] = 1;
+    int64_t cached = 0, pinned = 0, in_flight = 0;
+    for (int32_t id = 0; id < id_limit(); id++) {
+        const int64_t pages = static_cast<int64_t>(at(id).pages.size());
+        const int64_t written = at(id).flight_from == kNone ? 0 : pages - at(id).flight_from;
+        in_flight += written;
+        (held[static_cast<size_t>(id)] ? pinned : cached) += pages - written;
+    }
+    if (cached != cached_) violated("count of cached pages is wrong");
+    if (pinned != pinned_) violated("count of pinned pages is wrong");
+    if (in_flight != in_flight_) violated("count of pages in flight is wrong");
+    if (free_pages() + cached_ + pinned_ + in_flight_ != total_)
+        violated("free " + std::to_string(free_pages()) + " + cached " + std::to_string(cached_) + " + pinned " +
+                 std::to_string(pinned_) + " + in flight " + std::to_string(in_flight_) + " is not total " +
+                 std::to_string(total_));
+    if (peak_used_ < total_ - free_pages() || peak_used_ > total_) violated("peak of used pages is wrong");
+}
+
+void KVTree::check_lists() const {
+    std::vector<char> seen(nodes_.size(), 0);
+    int32_t before = kNone;
+    for (int32_t id = oldest_; id != kNone; before = id, id = at(id).newer) {
+        if (id < 0 || id >= id_limit() || seen[static_cast<size_t>(id)]) violated("list of cached nodes is broken");
+        seen[static_cast<size_t>(id)] = 1;
+        const Node& node = at(id);
+        if (node.older != before) violated("list of cached nodes is broken at " + node_name(id));
+        if (!node.used || !node.sealed || node.holds > 0) violated(node_name(id) + " is listed as cached and is not");
+        if (node.dropped && node.children == 0) violated("dropped " + node_name(id) + " is cached without children");
+        if (node.parent != kRoot && seen[static_cast<size_t>(node.parent)])
+            violated(node_name(id) + " would be evicted after its parent");
+    }
+    if (newest_ != before) violated("list of cached nodes is broken at its end");
+    for (int32_t id = 1; id < id_limit(); id++)
+        if (at(id).used && at(id).holds == 0 && !seen[static_cast<size_t>(id)])
+            violated("cached " + node_name(id) + " is not listed");
+    size_t in_flight = 0;
+    for (const Node& node : nodes_) in_flight += node.flight_from != kNone;
+    for (int32_t id : flight_)
+        if (at(id).flight_from == kNone) violated(node_name(id) + " is listed as in flight and is not");
+    if (in_flight != flight_.size()) violated("list of nodes in flight is wrong");
+}
+
+void KVTree::check_index() const {
+    size_t listed = 0, sealed = 0;
+    for (const auto& [key, first] : index_) {
+        int32_t before = kNone;
+        for (int32_t id = first; id != kNone; before = id, id = at(id).twin_after) {
+            if (id <= kRoot || id >= id_limit() || ++listed > nodes_.size()) violated("look-up index is broken");
+            const Node& node = at(id);
+            if (!node.used || !node.sealed) violated(node_name(id) + " can be looked up and is not sealed");
+            if (node.twin_before != before) violated("look-up index is broken at " + node_name(id));
+            if (node.key != key || key != key_of(node.parent, node.tokens))
+                violated("look-up key of " + node_name(id) + " is wrong");
+        }
+    }
+    for (int32_t id = 1; id < id_limit(); id++) sealed += at(id).used && at(id).sealed;
+    if (listed != sealed) violated("a sealed node cannot be looked up");
+}
+
+}  // namespace wcse
