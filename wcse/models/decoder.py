@@ -1,0 +1,287 @@
+"""One decoder for every architecture: a ``ModelSpec`` says which parts of the Llama block are switched on.
+
+``forward`` runs a batch of rows (new tokens) against paged keys and values and returns hidden states;
+``logits`` is a separate call, so that a verifier never pays for the vocabulary. Each row's result depends on its
+own path only, not on the rows beside it. Knows nothing of requests, sampling, page allocation or files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wcse.kernels import ops
+from wcse.models.spec import LayerSpec, ModelSpec, Rope
+from wcse.models.weights import Weights
+
+PAGE = 16
+"""Tokens in one page of the KV pools."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """T rows, in the row order of ``plan`` (``wcse._core.plan``)."""
+
+    tokens: Tensor  # int64 [T]
+    positions: Tensor  # int32 [T], absolute
+    slots: Tensor  # int32 [T], where the row's keys and values go: page * 16 + offset
+    plan: Any  # wcse._core.Plan
+    out_rows: Tensor  # int64 [O], the rows whose hidden state is wanted, in the order wanted
+
+
+class KVPool:
+    """Keys and values of ``num_pages`` pages for every layer, zero-filled, float32.
+
+    ``k[layer]`` is [pages, kv heads, head_dim, 16] (transposed: a page of keys is one GEMM panel) and
+    ``v[layer]`` is [pages, kv heads, 16, head_dim].
+    """
+
+    def __init__(self, spec: ModelSpec, num_pages: int) -> None:
+        heads, d = spec.n_kv_heads, spec.head_dim
+        self.num_pages = num_pages
+        self.bytes_per_page = self.page_bytes(spec)
+        self.k = [torch.zeros(num_pages, heads, d, PAGE) for _ in spec.layers]
+        self.v = [torch.zeros(num_pages, heads, PAGE, d) for _ in spec.layers]
+
+    @staticmethod
+    def page_bytes(spec: ModelSpec) -> int:
+        """Bytes of one page over all layers, keys and values."""
+        return len(spec.layers) * 2 * spec.n_kv_heads * spec.head_dim * PAGE * 4
+
+
+class RopeTable:
+    """Cosines and sines [positions, head_dim/2] of one rope, grown on demand: a long context costs no memory
+    until a path is that long."""
+
+    def __init__(self, rope: Rope, head_dim: int, factors: Tensor | None = None) -> None:
+        """``factors`` [head_dim/2], when given, divide the frequencies (how GGUF stores llama3 scaling)."""
+        self._frequencies = _frequencies(rope, head_dim)
+        if factors is not None:
+            self._frequencies = self._frequencies / factors
+        self.cos = self.sin = torch.empty(0, head_dim // 2)
+
+    def grow(self, positions: int) -> None:
+        """Make rows 0 .. positions-1 available; rows that exist keep their bits."""
+        if positions <= len(self.cos):
+            return
+        length = max(1024, 1 << (positions - 1).bit_length())
+        angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
+        self.cos, self.sin = angles.cos(), angles.sin()
+
+
+def _frequencies(rope: Rope, head_dim: int) -> Tensor:
+    """Angle per position of each pair of dimensions, [head_dim/2]; in float32, as transformers does."""
+    if rope.kind == "none":
+        return torch.zeros(head_dim // 2)
+    base = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    if rope.kind == "linear":
+        return base / rope.factor
+    if rope.kind == "llama3":
+        return _llama3(base, rope)
+    return base
+
+
+def _llama3(base: Tensor, rope: Rope) -> Tensor:
+    """Llama 3.1: wavelengths beyond the original context are stretched by ``factor``, short ones are kept."""
+    wavelength = 2 * math.pi / base
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    share = ((rope.original_context / wavelength - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - share) * base / rope.factor + share * base
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Weights of one layer, ready for the kernels. Optional parts are None."""
+
+    spec: LayerSpec
+    rope: RopeTable
+    attn_norm: Tensor
+    ffn_norm: Tensor
+    attn_post_norm: Tensor | None  # sandwich norms
+    ffn_post_norm: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    qkv: ops.PackedLinear
+    qkv_bias: Tensor | None
+    o: ops.PackedLinear
+    o_bias: Tensor | None
+    gate_up: ops.PackedLinear
+    gate_up_bias: Tensor | None
+    down: ops.PackedLinear
+    down_bias: Tensor | None
+
+
+class Decoder:
+    """A model in memory. Immutable apart from its rope tables, which grow; float32 on the CPU."""
+
+    def __init__(
+        self, spec: ModelSpec, weights: Weights, *, lm_head: bool = True, backend: ops.Backend = "auto"
+    ) -> None:
+        """Read and pack the weights, one layer at a time.
+
+        Args:
+            lm_head: read the output matrix; without it ``logits`` is an error, and the checkpoint of a
+                verifier need not have one.
+            backend: which kernels to use, as in ``wcse.kernels.ops``.
+
+        Raises:
+            WcseError: a tensor is missing or has another shape than the spec says.
+        """
+        self.spec = spec
+        self.backend = backend
+        self._embed = weights.tensor("embed_tokens.weight", spec.vocab_size, spec.dim).float()
+        self._ropes = _rope_tables(spec, weights)
+        self._layers = [self._read_layer(i, layer, weights) for i, layer in enumerate(spec.layers)]
+        self._norm = weights.tensor("norm.weight", spec.dim).float()
+        self._head: ops.PackedLinear | None = None
+        if lm_head:
+            matrix = self._embed if spec.tied else weights.tensor("lm_head.weight", spec.vocab_size, spec.dim)
+            self._head = ops.pack_linear(matrix)
+
+    def _read_layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
+        spec, prefix = self.spec, f"layers.{index}."
+        q_dim, kv_dim = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
+
+        def vector(name: str, size: int, wanted: bool = True) -> Tensor | None:
+            return weights.tensor(prefix + name, size).float() if wanted else None
+
+        def norm(name: str) -> Tensor:
+            return weights.tensor(prefix + name, spec.dim).float()
+
+        def fused(parts: dict[str, int], columns: int) -> ops.PackedLinear:
+            rows = [weights.tensor(f"{prefix}{name}.weight", size, columns) for name, size in parts.items()]
+            return ops.pack_linear(rows[0] if len(rows) == 1 else torch.cat(rows))
+
+        def bias(parts: dict[str, int], wanted: bool) -> Tensor | None:
+            if not wanted:
+                return None
+            return torch.cat(
+                [weights.tensor(f"{prefix}{name}.bias", size) for name, size in parts.items()]
+            ).float()
+
+        qkv = {"self_attn.q_proj": q_dim, "self_attn.k_proj": kv_dim, "self_attn.v_proj": kv_dim}
+        gate_up = {"mlp.gate_proj": spec.ffn_dim, "mlp.up_proj": spec.ffn_dim}
+        out, down = {"self_attn.o_proj": spec.dim}, {"mlp.down_proj": spec.dim}
+        return _Layer(
+            spec=layer,
+            rope=self._ropes[layer.rope],
+            attn_norm=norm("input_layernorm.weight"),
+            ffn_norm=norm(f"{'pre_feedforward' if spec.sandwich else 'post_attention'}_layernorm.weight"),
+            attn_post_norm=vector("post_attention_layernorm.weight", spec.dim, spec.sandwich),
+            ffn_post_norm=vector("post_feedforward_layernorm.weight", spec.dim, spec.sandwich),
+            q_norm=vector("self_attn.q_norm.weight", spec.head_dim, spec.qk_norm),
+            k_norm=vector("self_attn.k_norm.weight", spec.head_dim, spec.qk_norm),
+            qkv=fused(qkv, spec.dim),
+            qkv_bias=bias(qkv, spec.qkv_bias),
+            o=fused(out, q_dim),
+            o_bias=bias(out, spec.o_bias),
+            gate_up=fused(gate_up, spec.dim),
+            gate_up_bias=bias(gate_up, spec.mlp_bias),
+            down=fused(down, spec.ffn_dim),
+            down_bias=bias(down, spec.mlp_bias),
+        )
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, kv: KVPool) -> Tensor:
+        """Run every row through the model and write its keys and values to its slot.
+
+        Returns:
+            float32 [len(out_rows), dim]: hidden states after the final norm.
+        """
+        self._grow_ropes(batch.positions)
+        x = self._embed[batch.tokens]
+        if self.spec.embed_scale != 1.0:
+            x *= self.spec.embed_scale
+        normed = self._rms(x, self._layers[0].attn_norm)
+        for index, layer in enumerate(self._layers):
+            attended = self._attend(normed, layer, batch, kv.k[index], kv.v[index])
+            last = index + 1 == len(self._layers)
+            if last:  # after the last attention only the rows that were asked for matter
+                x, attended = x[batch.out_rows], attended[batch.out_rows]
+            next_norm = self._norm if last else self._layers[index + 1].attn_norm
+            normed = self._feed_forward(x, attended, layer, next_norm)
+        return normed
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token, float32 [R, vocabulary], from hidden states [R, dim] of ``forward``."""
+        if self._head is None:
+            raise RuntimeError("this decoder was built without its output matrix (lm_head=False)")
+        scores = ops.linear(hidden, self._head, backend=self.backend)
+        cap = self.spec.final_softcap
+        # In place: R x vocabulary floats can be hundreds of megabytes.
+        return scores.div_(cap).tanh_().mul_(cap) if cap else scores
+
+    def _grow_ropes(self, positions: Tensor) -> None:
+        needed = int(positions.max()) + 1
+        for table in self._ropes.values():
+            table.grow(needed)
+
+    def _attend(self, normed: Tensor, layer: _Layer, batch: Batch, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of one layer before its output projection, [T, heads * head_dim]."""
+        spec = self.spec
+        qkv = ops.linear(normed, layer.qkv, bias=layer.qkv_bias, backend=self.backend)
+        queries = ops.rope_write_kv(
+            qkv,
+            batch.positions,
+            batch.slots,
+            layer.rope.cos,
+            layer.rope.sin,
+            k,
+            v,
+            n_heads=spec.n_heads,
+            n_kv_heads=spec.n_kv_heads,
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
+            eps=spec.eps,
+            norm_offset=spec.norm_offset,
+            backend=self.backend,
+        )
+        attended = ops.tree_attention(
+            queries,
+            k,
+            v,
+            batch.plan,
+            scale=spec.attn_scale,
+            softcap=spec.attn_softcap,
+            window=layer.spec.window,
+            backend=self.backend,
+        )
+        return attended.view(len(attended), -1)
+
+    def _feed_forward(self, x: Tensor, attended: Tensor, layer: _Layer, next_norm: Tensor) -> Tensor:
+        """The rest of a layer. Adds to the residual ``x`` in place; returns it normed for the next layer."""
+        out = ops.linear(attended, layer.o, bias=layer.o_bias, backend=self.backend)
+        if layer.attn_post_norm is not None:
+            out = self._rms(out, layer.attn_post_norm)
+        normed = self._add_rms(x, out, layer.ffn_norm)
+        gate_up = ops.linear(normed, layer.gate_up, bias=layer.gate_up_bias, backend=self.backend)
+        inner = ops.gated_act(gate_up, act=self.spec.act, backend=self.backend)
+        out = ops.linear(inner, layer.down, bias=layer.down_bias, backend=self.backend)
+        if layer.ffn_post_norm is not None:
+            out = self._rms(out, layer.ffn_post_norm)
+        return self._add_rms(x, out, next_norm)
+
+    def _rms(self, x: Tensor, weight: Tensor) -> Tensor:
+        return ops.rms_norm(x, weight, eps=self.spec.eps, offset=self.spec.norm_offset, backend=self.backend)
+
+    def _add_rms(self, residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        spec = self.spec
+        return ops.add_rms_norm(
+            residual, x, weight, eps=spec.eps, offset=spec.norm_offset, backend=self.backend
+        )
+
+
+def _rope_tables(spec: ModelSpec, weights: Weights) -> dict[Rope, RopeTable]:
+    """One table per distinct rope."""
+    factors = (
+        weights.tensor("rope_freqs.weight", spec.head_dim // 2) if "rope_freqs.weight" in weights else None
+    )
+    return {
+        rope: RopeTable(rope, spec.head_dim, None if rope.kind == "none" else factors)
+        for rope in {layer.rope for layer in spec.layers}
+    }
