@@ -90,15 +90,15 @@ class Node:
 
     @property
     def scores(self) -> list[float]:
-        """The verifier's scores of the steps so far; steps without a score are an error.
+        """The verifier's scores of the steps so far. A step that shows no text is no step and has no score.
 
         Raises:
             WcseError: a step on the path was never scored.
         """
-        scores = [step.score for step in self.steps()]
-        if any(score is None for score in scores):
+        steps = [step for step in self.steps() if step.score is not None or step.text.strip()]
+        if any(step.score is None for step in steps):
             raise WcseError(f"node {self.path}: not every step was scored; yield Score(...) first or set a PRM")
-        return [score for score in scores if score is not None]
+        return [step.score for step in steps if step.score is not None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,7 @@ class Engine:
         self._bury()
         work = self.runner.begin()
         fills = self._schedule(work)
-        hidden = self.runner.run(work) if work.tokens else torch.empty(0, self.model.spec.hidden_size)
+        hidden = self.runner.run(work) if work.tokens else torch.empty(0, self.model.spec.dim)
         at = {span: i for i, span in enumerate(work.spans)}
         for fill in fills:
             fill.done(hidden[at[fill.span]])

@@ -1,0 +1,274 @@
+"""The driver: runs thousands of strategy generators at once against one engine and one scorer.
+
+A strategy's request becomes rows of the engine's one batch; a finished step goes to the scorer at once, with
+no barrier between problems. It knows nothing of what strategies, engine and scorer do inside.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from wcse.engine.engine import Account, Engine, Growth, Root
+from wcse.engine.params import SamplingParams, StepRule
+from wcse.ledger import Ledger
+from wcse.types import Expand, Finish, Node, Parallel, Request, Score, Search, WcseError
+
+if TYPE_CHECKING:
+    from wcse.reward.scorer import Scorer
+
+CENSUS_EVERY = 16  # steps between two counts of pages
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One search to run: a rendered prompt, and the strategy that grows its tree."""
+
+    name: str
+    prompt_ids: list[int]
+    problem: str
+    strategy: Callable[[Node], Search]
+    seed: int
+
+
+@dataclass(eq=False)
+class Outcome:
+    """A finished search: its solutions' last nodes, every node ever written by path, and what it cost."""
+
+    job: Job
+    solutions: list[Node]
+    root: Node
+    nodes: dict[tuple[int, ...], NodeTrace]
+    policy: Ledger
+    verifier: Ledger
+
+
+@dataclass(slots=True)
+class NodeTrace:
+    """What stays of a node after it was pruned."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish: Finish
+    logprob: float
+    score: float | None = None
+
+
+class _Countdown:
+    """Calls ``then`` once when everything that was added has come in."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.left = 1
+        self.then = then
+
+    def add(self, count: int = 1) -> None:
+        self.left += count
+
+    def hit(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.then()
+
+
+@dataclass(eq=False)
+class _Running:
+    """A search in flight."""
+
+    job: Job
+    root: Root
+    search: Search
+    nodes: dict[tuple[int, ...], NodeTrace] = field(default_factory=dict)
+    pages: tuple[int, int] = (0, 0)
+    policy_seconds: float = 0.0
+    verifier_seconds: float = 0.0
+
+
+class Driver:
+    """Runs searches with one engine and, where strategies ask for scores, one scorer."""
+
+    def __init__(
+        self, engine: Engine, scorer: Scorer | None, *, params: SamplingParams, rule: StepRule
+    ) -> None:
+        self.engine = engine
+        self.scorer = scorer
+        self.params = params
+        self.rule = rule
+        self._running: dict[Root, _Running] = {}
+        self._finished: list[tuple[_Running, list[Node]]] = []
+        self._steps = 0
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Run the jobs, as many at once as fill the batch, and yield each as it ends.
+
+        Raises:
+            WcseError: a strategy asked for something impossible, or a prompt does not fit.
+        """
+        queue = iter(jobs)
+        more = True
+        while True:
+            while more and self.engine.demand < self.engine.max_rows:
+                job = next(queue, None)
+                if job is None:
+                    more = False
+                else:
+                    self._start(job)
+            yield from self._take_finished()
+            if not self._advance():
+                if not more and not self._finished:
+                    return
+                if self._running and not self._finished:
+                    raise RuntimeError("searches are running but neither policy nor verifier has work")
+
+    # -- one turn ----------------------------------------------------------------------------------------
+
+    def _advance(self) -> bool:
+        """One step of the policy and, when enough waits, of the verifier. False when there was no work."""
+        worked = False
+        if self.engine.busy:
+            self._timed(self.engine.step, lambda run: run.root.account.computed, "policy_seconds")
+            self._steps += 1
+            if self._steps % CENSUS_EVERY == 0:
+                self._census()
+            worked = True
+        scorer = self.scorer
+        if scorer is not None and scorer.waiting and scorer.waiting >= len(self.engine.rows) // 4:
+            self._timed(scorer.step, lambda run: scorer.account(run.root).computed, "verifier_seconds")
+            worked = True
+        return worked
+
+    def _timed(self, step: Callable[[], None], tokens: Callable[[_Running], int], field_name: str) -> None:
+        """Run a step and share its time out by the tokens that it computed for each problem."""
+        runs = list(self._running.values())
+        before = [tokens(run) for run in runs]
+        start = time.perf_counter()
+        step()
+        seconds = time.perf_counter() - start
+        shares = [tokens(run) - old for run, old in zip(runs, before, strict=True)]
+        total = sum(shares)
+        for run, share in zip(runs, shares, strict=True):
+            part = seconds * share / total if total else seconds / len(runs)
+            setattr(run, field_name, getattr(run, field_name) + part)
+
+    def _census(self) -> None:
+        for root, counts in self.engine.census().items():
+            run = self._running.get(root)
+            if run is not None and counts > run.pages:
+                run.pages = counts
+
+    # -- searches ----------------------------------------------------------------------------------------
+
+    def _start(self, job: Job) -> None:
+        root = self.engine.open(
+            job.prompt_ids, seed=job.seed, problem=job.name, params=self.params, rule=self.rule
+        )
+        run = _Running(job, root, job.strategy(root.node))
+        self._running[root] = run
+        self._resume(run, None)
+
+    def _resume(self, run: _Running, result: Any) -> None:
+        try:
+            request = run.search.send(result)
+        except StopIteration as stop:
+            self._finish(run, stop.value)
+            return
+        self._issue(run, request, lambda answer: self._resume(run, answer))
+
+    def _finish(self, run: _Running, solutions: list[Node]) -> None:
+        del self._running[run.root]
+        self._finished.append((run, solutions))
+
+    def _take_finished(self) -> list[Outcome]:
+        finished, self._finished = self._finished, []
+        return [self._outcome(run, solutions) for run, solutions in finished]
+
+    def _outcome(self, run: _Running, solutions: list[Node]) -> Outcome:
+        read = self.scorer.account(run.root) if self.scorer else Account()
+        account = run.root.account
+        policy = Ledger(
+            policy_computed=account.computed,
+            policy_reused=account.reused,
+            policy_sampled=sum(len(trace.token_ids) for trace in run.nodes.values()),
+            kv_pages=run.pages[0],
+            kv_pages_unshared=run.pages[1],
+            seconds=run.policy_seconds,
+        )
+        verifier = Ledger(prm_computed=read.computed, prm_reused=read.reused, seconds=run.verifier_seconds)
+        return Outcome(run.job, solutions, run.root.node, run.nodes, policy, verifier)
+
+    # -- requests ----------------------------------------------------------------------------------------
+
+    def _issue(self, run: _Running, request: Request, done: Callable[[Any], None]) -> None:
+        match request:
+            case Expand():
+                self._expand(run, request, done)
+            case Score():
+                self._score(run, request, done)
+            case Parallel():
+                self._parallel(run, request, done)
+            case _:
+                raise WcseError(f"strategy yielded {request!r}; yield Expand, Score or Parallel")
+
+    def _parallel(self, run: _Running, request: Parallel, done: Callable[[Any], None]) -> None:
+        results: list[Any] = [None] * len(request.requests)
+        countdown = _Countdown(lambda: done(results))
+        for i, part in enumerate(request.requests):
+
+            def keep(answer: Any, i: int = i) -> None:
+                results[i] = answer
+                countdown.hit()
+
+            countdown.add()
+            self._issue(run, part, keep)
+        countdown.hit()
+
+    def _expand(self, run: _Running, request: Expand, done: Callable[[Any], None]) -> None:
+        if not request.node.live:
+            raise WcseError(f"Expand(node={request.node.path}): it ended with {request.node.finish}; expand live nodes")
+        nodes: list[Node | None] = [None] * request.n
+        countdown = _Countdown(lambda: done(nodes))
+        scores = request.score and self.scorer is not None
+
+        def on_node(node: Node) -> None:
+            self._trace(run, node)
+            if scores and node.finish is not Finish.ERROR:
+                countdown.add()
+                self._submit(run, node, countdown)
+
+        def on_end(child: int, node: Node) -> None:
+            nodes[child] = node
+            countdown.hit()
+
+        countdown.add(request.n)
+        if request.n:
+            self.engine.grow(
+                Growth(
+                    run.root, request.node, request.n, request.first, request.to_end, request.greedy, on_node, on_end
+                )
+            )
+        countdown.hit()
+
+    def _score(self, run: _Running, request: Score, done: Callable[[Any], None]) -> None:
+        if self.scorer is None:
+            raise WcseError("strategy yielded Score(...) and there is no PRM; set prm")
+        countdown = _Countdown(lambda: done([node.score for node in request.nodes]))
+        wanted = {step.path: step for node in request.nodes for step in node.steps() if step.score is None}
+        for path in sorted(wanted):
+            countdown.add()
+            self._submit(run, wanted[path], countdown)
+        countdown.hit()
+
+    def _submit(self, run: _Running, node: Node, countdown: _Countdown) -> None:
+        assert self.scorer is not None
+
+        def done(score: float | None) -> None:
+            node.score = score
+            run.nodes[node.path].score = score
+            countdown.hit()
+
+        self.scorer.submit(run.root, run.job.problem, node, done)
+
+    def _trace(self, run: _Running, node: Node) -> None:
+        assert node.finish is not None
+        run.nodes[node.path] = NodeTrace(node.token_ids, node.text, node.finish, sum(node.logprobs))
