@@ -1,0 +1,1 @@
+"""What a run leaves behind: the journal, and the tables derived from it."""

@@ -1,0 +1,64 @@
+"""The few file operations that durability rests on, in one place so that tests can make each of them fail.
+
+Knows nothing of records or formats.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+class Disk:
+    """Real files. A test passes a subclass that fails or forgets."""
+
+    def write(self, fd: int, data: bytes) -> int:
+        """Write some of ``data``; returns how many bytes went in."""
+        return os.write(fd, data)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def replace(self, source: Path, target: Path) -> None:
+        os.replace(source, target)
+
+    def write_all(self, fd: int, data: bytes) -> None:
+        """Write all of ``data``; a full disk may take a part of it and then refuse."""
+        view = memoryview(data)
+        while view:
+            view = view[self.write(fd, bytes(view)) :]
+
+    def sync_directory(self, directory: Path) -> None:
+        """Make new names in a directory survive a power cut."""
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            self.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def write_atomically(path: Path, fill: Callable[[BinaryIO], None], *, disk: Disk | None = None) -> None:
+    """Write a file so that ``path`` holds either its old content or all of the new one, whatever happens.
+
+    Args:
+        fill: writes the content to the binary file that it is given.
+
+    Raises:
+        OSError: as the disk said it; ``path`` is untouched and the temporary file is gone.
+    """
+    disk = disk or Disk()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            fill(file)
+            file.flush()
+            disk.fsync(file.fileno())
+        disk.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    disk.sync_directory(path.parent)
