@@ -1,8 +1,8 @@
 """Keys of the counter-based random numbers: the seed, the problem and the place in the tree, nothing else.
 
 Token ``i`` of a node draws with Philox4x32-10, key = the node's key, counter = (i, 0, 0, 0), and takes the
-first output word: ``u = (word >> 8) * 2**-24``. The drawing itself belongs to the sampler. Batch, order, number
-of workers and N never enter, so a node's tokens are the same in every schedule.
+first output word: ``u = (word >> 8) * 2**-24``. The drawing itself belongs to the sampler. Neither batch nor
+order nor N enters, so a node's tokens are the same in every schedule.
 """
 
 from __future__ import annotations

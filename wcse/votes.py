@@ -123,7 +123,7 @@ def get_selector(name: str) -> Selector:
 
 
 def _elect(votes: Sequence[Ballot], weight: Callable[[list[Ballot]], float]) -> int | None:
-    """The best member of the heaviest class. Ties: larger sum of scores, then single score, then smaller path."""
+    """The best member of the heaviest class. Ties: larger sum of scores, larger score, smaller path."""
     classes: dict[int | None, list[Ballot]] = {}
     for ballot in _voters(votes):
         classes.setdefault(ballot.answer_class, []).append(ballot)

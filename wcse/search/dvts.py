@@ -53,8 +53,7 @@ def dvts(root: Node, config: SearchConfig) -> Search:
         for tree, children in zip(growing, groups, strict=True):
             tree.advance(children, config.aggregation)
         del groups, children  # a node that nobody holds is pruned, and its memory is free for the next round
-    found = [solutions(tree.complete, tree.truncated, tree.width) for tree in subtrees]
-    return solutions((node for tree in found for node in tree), (), config.n)
+    return [node for tree in subtrees for node in solutions(tree.complete, tree.truncated, tree.width)]
 
 
 def _plant(root: Node, config: SearchConfig) -> list[_Subtree]:
