@@ -43,7 +43,7 @@ def load_problems(spec: str, *, limit: int | None = None) -> list[Problem]:
     """
     if limit is not None and limit < 1:
         raise WcseError(f"limit={limit}: must be at least 1")
-    if Path(spec).suffix.lower() in FILE_SUFFIXES or Path(spec).exists():
+    if _names_a_path(spec):
         path = Path(spec)
         problems = _from_rows(_read_file(path), prefix=path.stem, source=str(path), limit=limit)
     else:
@@ -55,6 +55,15 @@ def load_problems(spec: str, *, limit: int | None = None) -> list[Problem]:
     if not problems:
         raise WcseError(f"problems {spec!r}: no problems in it")
     return problems
+
+
+def _names_a_path(spec: str) -> bool:
+    """A file's suffix, a file, or a path with a folder in it. A folder that is called like a task is not one."""
+    path = Path(spec)
+    try:
+        return path.suffix.lower() in FILE_SUFFIXES or path.is_file() or ("/" in spec and path.exists())
+    except (OSError, ValueError):  # too long, or a NUL in it
+        return False
 
 
 def _parse_spec(spec: str) -> tuple[str, dict[str, str]]:
