@@ -7,6 +7,7 @@
 #include "arrays.h"
 #include "kv_tree.h"
 #include "plan.h"
+#include "tests/bind_testing.h"
 #include "text.h"
 #include "thread_pool.h"
 
@@ -170,4 +171,5 @@ PYBIND11_MODULE(_core, m) {
     bind_plan(m);
     bind_text(m);
     bind_thread_pool(m);
+    wcse::bind_testing(m);
 }

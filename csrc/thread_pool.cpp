@@ -1,16 +1,23 @@
 #include "thread_pool.h"
 
+#include <pthread.h>
+
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
 namespace wcse {
 namespace {
+
+constexpr int kMaxThreads = 1024;
 
 struct alignas(64) Share {
     std::atomic<int64_t> next{0};
@@ -21,48 +28,64 @@ thread_local bool inside_loop = false;
 
 class Pool {
 public:
-    explicit Pool(int threads) : shares_(threads) {
-        for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
-    }
-    ~Pool() {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            stop_ = true;
-            epoch_.fetch_add(1, std::memory_order_release);
+    explicit Pool(int threads) : shares_(static_cast<size_t>(threads)) {
+        try {
+            for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+        } catch (...) {  // the system has no more threads
+            stop();
+            throw;
         }
-        wake_.notify_all();
-        for (auto& worker : workers_) worker.join();
     }
-    int size() const { return static_cast<int>(shares_.size()); }
+    ~Pool() { stop(); }
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
 
     void run(int64_t n, int64_t chunk, const std::function<void(int64_t, int64_t)>& body) {
-        const int64_t threads = size();
+        const int64_t threads = static_cast<int64_t>(shares_.size());
         for (int64_t i = 0; i < threads; i++) {
-            shares_[i].next.store(n * i / threads, std::memory_order_relaxed);
-            shares_[i].end = n * (i + 1) / threads;
+            Share& share = shares_[static_cast<size_t>(i)];
+            share.next.store(n * i / threads, std::memory_order_relaxed);
+            share.end = n * (i + 1) / threads;
         }
         body_ = &body;
         chunk_ = chunk;
         error_ = nullptr;
-        active_.store(static_cast<int>(threads) - 1, std::memory_order_relaxed);
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            epoch_.fetch_add(1, std::memory_order_release);
-        }
-        wake_.notify_all();
+        next_epoch(kOpen);
         drain(0);
-        // Every worker must leave the loop before its state may be reused.
-        for (int spin = 0; active_.load(std::memory_order_acquire) != 0; spin++)
+        // Every chunk has been taken. Late workers stay out; those inside finish the chunk they are at, and only
+        // then may the loop's state be reused.
+        gate_.fetch_and(~kOpen, std::memory_order_relaxed);
+        for (int spin = 0; (gate_.load(std::memory_order_acquire) & kInside) != 0; spin++)
             if (spin > 2000) std::this_thread::yield();
         if (error_) std::rethrow_exception(error_);
     }
 
 private:
+    // The gate: number of the loop << 17 | open << 16 | workers inside.
+    static constexpr uint64_t kInside = 0xffff, kOpen = 1 << 16;
+    static uint64_t epoch_of(uint64_t gate) { return gate >> 17; }
+
+    void next_epoch(uint64_t open) {
+        {
+            // Under the lock, or a worker could miss it between its last look and its sleep.
+            std::lock_guard<std::mutex> lock(mutex_);
+            const uint64_t epoch = epoch_of(gate_.load(std::memory_order_relaxed)) + 1;
+            gate_.store(epoch << 17 | open, std::memory_order_release);
+        }
+        wake_.notify_all();
+    }
+
+    void stop() {
+        stop_.store(true, std::memory_order_relaxed);
+        next_epoch(0);
+        for (auto& worker : workers_) worker.join();
+    }
+
     void drain(int self) {
         inside_loop = true;
-        const int threads = size();
-        for (int i = 0; i < threads; i++) {
-            Share& share = shares_[(self + i) % threads];
+        const size_t threads = shares_.size();
+        for (size_t i = 0; i < threads; i++) {
+            Share& share = shares_[(static_cast<size_t>(self) + i) % threads];
             for (;;) {
                 const int64_t begin = share.next.fetch_add(chunk_, std::memory_order_relaxed);
                 if (begin >= share.end) break;
@@ -76,19 +99,30 @@ private:
         }
         inside_loop = false;
     }
+
+    uint64_t await_epoch_after(uint64_t seen) {
+        const auto changed = [&] { return epoch_of(gate_.load(std::memory_order_acquire)) != seen; };
+        for (int spin = 0; spin < 4000 && !changed(); spin++)
+            if (spin % 64 == 63) std::this_thread::yield();
+        if (!changed()) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            wake_.wait(lock, changed);
+        }
+        return gate_.load(std::memory_order_acquire);
+    }
+
     void work(int self) {
         uint64_t seen = 0;
         for (;;) {
-            for (int spin = 0; spin < 4000 && epoch_.load(std::memory_order_acquire) == seen; spin++)
-                if (spin % 64 == 63) std::this_thread::yield();
-            if (epoch_.load(std::memory_order_acquire) == seen) {
-                std::unique_lock<std::mutex> lock(mutex_);
-                wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
+            uint64_t gate = await_epoch_after(seen);
+            if (stop_.load(std::memory_order_relaxed)) return;
+            seen = epoch_of(gate);
+            while ((gate & kOpen) != 0 && epoch_of(gate) == seen) {
+                if (!gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire)) continue;
+                drain(self);
+                gate_.fetch_sub(1, std::memory_order_release);
+                break;
             }
-            seen = epoch_.load(std::memory_order_acquire);
-            if (stop_) return;
-            drain(self);
-            active_.fetch_sub(1, std::memory_order_release);
         }
     }
 
@@ -96,37 +130,50 @@ private:
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_;
-    std::atomic<uint64_t> epoch_{0};
-    std::atomic<int> active_{0};
+    std::atomic<uint64_t> gate_{0};
+    std::atomic<bool> stop_{false};
     const std::function<void(int64_t, int64_t)>* body_ = nullptr;
     int64_t chunk_ = 1;
     std::exception_ptr error_;
-    bool stop_ = false;
 };
 
-std::mutex pool_mutex;  // one loop at a time; a second caller thread waits
+std::mutex pool_mutex;  // held for the length of a loop
 std::unique_ptr<Pool> pool;
+std::atomic<int> pool_size{1};
+
+// A forked child has none of the workers and may have been born during a loop: it forgets the pool.
+void forget_pool() {
+    static_cast<void>(pool.release());
+    new (&pool_mutex) std::mutex;
+    pool_size.store(1, std::memory_order_relaxed);
+    inside_loop = false;
+}
 
 }  // namespace
 
 void parallel_for(int64_t n, int64_t chunk, const std::function<void(int64_t, int64_t)>& body) {
     if (n <= 0) return;
-    if (chunk < 1) chunk = 1;
-    if (inside_loop || n <= chunk) return body(0, n);
+    chunk = std::max<int64_t>(chunk, 1);
+    if (inside_loop || n <= chunk || num_threads() == 1) return body(0, n);
     std::lock_guard<std::mutex> lock(pool_mutex);
-    if (!pool || pool->size() == 1) return body(0, n);
+    if (!pool) return body(0, n);
     pool->run(n, chunk, body);
 }
 
-int num_threads() {
-    std::lock_guard<std::mutex> lock(pool_mutex);
-    return pool ? pool->size() : 1;
-}
+int num_threads() { return pool_size.load(std::memory_order_relaxed); }
 
 void set_num_threads(int n) {
-    if (n < 1) throw std::invalid_argument("num_threads must be at least 1");
+    if (n < 1 || n > kMaxThreads)
+        throw std::invalid_argument("num_threads is " + std::to_string(n) + ", must be between 1 and " +
+                                    std::to_string(kMaxThreads));
+    static const int fork_handler = pthread_atfork(nullptr, nullptr, forget_pool);
+    if (fork_handler != 0) throw std::runtime_error("cannot register a fork handler");
     std::lock_guard<std::mutex> lock(pool_mutex);
-    if (!pool || pool->size() != n) pool = std::make_unique<Pool>(n);
+    if (num_threads() == n) return;
+    pool.reset();
+    pool_size.store(1, std::memory_order_relaxed);
+    if (n > 1) pool = std::make_unique<Pool>(n);
+    pool_size.store(n, std::memory_order_relaxed);
 }
 
 }  // namespace wcse

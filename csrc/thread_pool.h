@@ -1,18 +1,22 @@
-// A small pool for parallel loops. The calling thread works too. Each worker owns an equal share of the
-// iterations and takes them in chunks; one that runs dry steals chunks from the others, so a stalled core
-// delays a loop by one chunk at most. Workers sleep between loops after a short spin.
+// A small pool for parallel loops. The calling thread works too. Each thread owns an equal share of the
+// iterations and takes them in chunks; one that runs dry takes chunks from the others. A loop waits only for
+// chunks that were begun, so a stalled or sleeping worker delays it by one chunk at most. Workers sleep
+// between loops after a short spin.
 #pragma once
 #include <cstdint>
 #include <functional>
 
 namespace wcse {
 
-// Runs body(begin, end) over disjoint chunks that cover [0, n); returns when all are done.
-// An exception in body is rethrown here after the loop has drained. Not re-entrant: a nested call runs inline.
+// Runs body(begin, end) over disjoint chunks of at most `chunk` iterations that cover [0, n); returns when all
+// are done. The first exception in body is rethrown here, after the other chunks have run. A nested call, and
+// one on a pool of one thread, runs body(0, n) inline. One loop runs at a time: another caller thread waits.
 void parallel_for(int64_t n, int64_t chunk, const std::function<void(int64_t, int64_t)>& body);
 
-// Number of threads that take part in a loop, the caller included (>= 1).
+// Number of threads that take part in a loop, the caller included (>= 1). A forked child starts with 1.
 int num_threads();
+
+// Throws std::invalid_argument unless 1 <= n <= 1024. Must not be called from a loop's body.
 void set_num_threads(int n);
 
 }  // namespace wcse
