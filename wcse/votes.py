@@ -24,17 +24,16 @@ def aggregate(scores: Sequence[float], how: str) -> float:
     """One number for a partial solution from its steps' scores, first step first.
 
     Args:
-        scores: at least one score; a NaN among those that count makes the result NaN.
+        scores: a NaN among those that count makes the result NaN, and so do no scores at all (a solution
+            without visible text): it ranks last.
         how: ``last``, ``min``, ``prod`` or ``mean``.
 
     Raises:
-        WcseError: unknown ``how``, or no scores.
+        WcseError: unknown ``how``.
     """
     if how not in AGGREGATIONS:
         raise WcseError(f"agg_strategy={how!r} is unknown; use one of {', '.join(AGGREGATIONS)}")
-    if not scores:
-        raise WcseError("scores is empty; a solution needs at least one scored step")
-    if how != "last" and any(math.isnan(score) for score in scores):
+    if not scores or (how != "last" and any(math.isnan(score) for score in scores)):
         return math.nan
     return float(AGGREGATIONS[how](scores))
 
