@@ -1,8 +1,8 @@
 """Small random models of every architecture, written as Hugging Face folders by transformers itself.
 
-Each is a few hundred kilobytes, has grouped heads, heads wider than ``dim / n_heads``, odd-sized windows that a
-short prompt overflows, and weights large enough that every part moves the logits. Norm weights are random: a
-test must see whether a norm's weight or offset was applied.
+Each is a few hundred kilobytes, has grouped heads, heads wider than ``dim / n_heads``, odd-sized windows
+that a short prompt overflows, and weights large enough that every part moves the logits. Norm weights are
+random: a test must see whether a norm's weight or offset was applied.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One decoder for every architecture: a ``ModelSpec`` says which parts of the Llama block are switched on.
 
 ``forward`` runs a batch of rows (new tokens) against paged keys and values and returns hidden states;
-``logits`` is a separate call, so that a verifier never pays for the vocabulary. Each row's result depends on its
-own path only, not on the rows beside it. Knows nothing of requests, sampling, page allocation or files.
+``logits`` is a separate call, so that a verifier never pays for the vocabulary. Each row's result depends
+on its own path only, not on the rows beside it. Knows nothing of requests, sampling, page allocation or
+files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What a model is, as data: ``ModelSpec`` and how to read one from a Hugging Face ``config.json``.
 
 An architecture is one row of ``_ARCHITECTURES``: how it differs from the plain Llama block. Both spellings of
-the rope fields are read (``rope_theta``/``rope_scaling`` and the newer ``rope_parameters``). A feature that would
-change the arithmetic and is not supported is refused, never ignored. Knows nothing of weights or files.
+the rope fields are read (``rope_theta``/``rope_scaling`` and the newer ``rope_parameters``). A feature that
+would change the arithmetic and is not supported is refused, never ignored. Knows nothing of weights or
+files.
 """
 
 from __future__ import annotations
@@ -77,10 +78,10 @@ class _Arch:
     qkv_bias: bool = False  # always, without asking the config
     config_bias: bool = False  # attention_bias / mlp_bias of the config count
     softcaps: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
-_GEMMA = {
+_GEMMA: dict[str, Any] = {
     "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
@@ -132,7 +133,7 @@ _ARCHITECTURES: dict[str, _Arch] = {
         },
     ),
 }
-_ALL_DEFAULTS = {
+_ALL_DEFAULTS: dict[str, Any] = {
     "max_position_embeddings": 32_768,
     "rms_norm_eps": 1e-6,
     "hidden_act": "silu",
@@ -182,7 +183,7 @@ def spec_from_hf(config: Config) -> ModelSpec:
             "the heads must be a multiple of the key-value heads, and head_dim must be even"
         )
     biased = arch.config_bias and bool(values.get("attention_bias"))
-    caps = {key: float(values.get(key) or 0.0) for key in arch.softcaps}
+    caps = {key: _number(values, key) if values.get(key) else 0.0 for key in arch.softcaps}
     return ModelSpec(
         arch=name,
         vocab_size=_positive(values, "vocab_size"),
@@ -193,10 +194,10 @@ def spec_from_hf(config: Config) -> ModelSpec:
         head_dim=head_dim,
         context=_positive(values, "max_position_embeddings"),
         layers=_layers(values, _positive(values, "num_hidden_layers")),
-        eps=float(values["rms_norm_eps"]),
+        eps=_number(values, "rms_norm_eps"),
         act=_act(values, arch),
         tied=bool(values["tie_word_embeddings"]),
-        attn_scale=float(values["query_pre_attn_scalar"] if arch.gemma else head_dim) ** -0.5,
+        attn_scale=(_number(values, "query_pre_attn_scalar") if arch.gemma else head_dim) ** -0.5,
         attn_softcap=caps.get("attn_logit_softcapping", 0.0),
         final_softcap=caps.get("final_logit_softcapping", 0.0),
         embed_scale=dim**0.5 if arch.gemma else 1.0,
@@ -224,6 +225,13 @@ def _positive(values: Config, key: str) -> int:
     return value
 
 
+def _number(values: Config, key: str) -> float:
+    value = values.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise WcseError(f"config.json: {key} must be a positive number, not {value!r}")
+    return float(value)
+
+
 def _act(values: Config, arch: _Arch) -> str:
     key = "hidden_activation" if arch.gemma else "hidden_act"
     act = values[key]
@@ -236,13 +244,13 @@ def _layers(values: Config, count: int) -> tuple[LayerSpec, ...]:
     """Window and rope of every layer."""
     kinds = _layer_kinds(values, count)
     ropes = {kind: _rope(values, kind) for kind in set(kinds)}
-    window = values.get("sliding_window") or 0
+    window = _positive(values, "sliding_window") if values.get("sliding_window") else 0
     if values["model_type"] in ("qwen2", "qwen3", "smollm3") and not values.get("use_sliding_window"):
         window = 0  # these configs carry a window that is switched off
     no_rope = Rope(kind="none")
     return tuple(
         LayerSpec(
-            window=int(window) if kind == "sliding_attention" else 0,
+            window=window if kind == "sliding_attention" else 0,
             rope=ropes[kind] if _has_rope(values, layer) else no_rope,
         )
         for layer, kind in enumerate(kinds)
@@ -258,7 +266,11 @@ def _layer_kinds(values: Config, count: int) -> list[str]:
         kinds = ["sliding_attention" if sliding else "full_attention"] * count
     elif kinds is None:
         kinds = ["sliding_attention" if _slides(values, i) else "full_attention" for i in range(count)]
-    if len(kinds) < count or set(kinds) - {"full_attention", "sliding_attention"}:
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) < count
+        or set(kinds) - {"full_attention", "sliding_attention"}
+    ):
         raise WcseError(
             f"config.json: layer_types must hold {count} times 'full_attention' or 'sliding_attention', "
             f"not {kinds!r}"
@@ -290,36 +302,42 @@ def _has_rope(values: Config, layer: int) -> bool:
 def _rope(values: Config, kind: str) -> Rope:
     """The rope of the layers of one kind, from either spelling."""
     local = kind == "sliding_attention" and "rope_local_base_freq" in values
-    theta = values["rope_local_base_freq" if local else "rope_theta"]
-    scaling = values.get("rope_parameters") or {}
-    scaling = scaling.get(kind, {}) if {"full_attention", "sliding_attention"} & scaling.keys() else scaling
+    scaling = _mapping(values, "rope_parameters")
+    if {"full_attention", "sliding_attention"} & scaling.keys():
+        scaling = _mapping(scaling, kind)
     if not local:  # the old spelling scales only Gemma-3's global layers
-        scaling = dict(scaling) | (values.get("rope_scaling") or {})
-    return _scaled_rope(
-        scaling, float(scaling.get("rope_theta", theta)), int(values["max_position_embeddings"])
-    )
+        scaling |= _mapping(values, "rope_scaling")
+    scaling.setdefault("rope_theta", values["rope_local_base_freq" if local else "rope_theta"])
+    scaling.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
+    return _scaled_rope(scaling)
 
 
-def _scaled_rope(scaling: Config, theta: float, context: int) -> Rope:
+def _mapping(values: Config, key: str) -> dict[str, Any]:
+    """A nested object without its nulls; {} if there is none."""
+    nested = values.get(key) or {}
+    if not isinstance(nested, Mapping):
+        raise WcseError(f"config.json: {key} must be an object, not {nested!r}")
+    return {name: value for name, value in nested.items() if value is not None}
+
+
+def _scaled_rope(scaling: Config) -> Rope:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if scaling.get("partial_rotary_factor", 1.0) != 1.0 or scaling.get("mrope_section"):
         raise WcseError("config.json: partial_rotary_factor and mrope_section are not supported")
-    try:
-        if kind == "default":
-            return Rope(theta)
-        if kind == "linear":
-            return Rope(theta, kind, float(scaling["factor"]))
-        if kind == "llama3":
-            return Rope(
-                theta,
-                kind,
-                float(scaling["factor"]),
-                float(scaling["low_freq_factor"]),
-                float(scaling["high_freq_factor"]),
-                int(scaling.get("original_max_position_embeddings", context)),
-            )
-    except KeyError as missing:
-        raise WcseError(f"config.json: rope scaling {kind!r} needs the field {missing}") from None
+    theta = _number(scaling, "rope_theta")
+    if kind == "default":
+        return Rope(theta)
+    if kind == "linear":
+        return Rope(theta, kind, _number(scaling, "factor"))
+    if kind == "llama3":
+        return Rope(
+            theta,
+            kind,
+            _number(scaling, "factor"),
+            _number(scaling, "low_freq_factor"),
+            _number(scaling, "high_freq_factor"),
+            _positive(scaling, "original_max_position_embeddings"),
+        )
     raise WcseError(
         f"config.json: rope scaling {kind!r} is not supported (known: default, linear, llama3); "
         "remove rope_scaling to use the model within its original context"

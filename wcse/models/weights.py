@@ -1,13 +1,15 @@
 """Named tensors of a model, read one at a time and checked for shape.
 
 The names are canonical, whatever the file calls them: ``embed_tokens.weight``, ``norm.weight``,
-``lm_head.weight``, ``layers.3.self_attn.q_proj.weight``; tensors outside the decoder (a value head, say) keep their own names. Knows
+``lm_head.weight``, ``layers.3.self_attn.q_proj.weight``; tensors outside the decoder (a value head, say)
+keep their own names. Knows
 nothing of file formats: ``hf`` and ``gguf`` say how each tensor is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -25,7 +27,7 @@ class Weights:
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor], source: str = "weights") -> Weights:
         """Weights that are already in memory."""
-        return cls(source, {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()})
+        return cls(source, {name: partial(tensors.__getitem__, name) for name in tensors})
 
     def names(self) -> list[str]:
         """All tensor names, sorted."""

@@ -1,0 +1,210 @@
+"""``load_model``: a folder, a GGUF file, an embedded model's name or a hub id, to a model ready to run.
+
+Knows where models are found and what belongs to one besides its weights (tokenizer, end tokens, context).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from wcse.models.decoder import Decoder
+from wcse.models.gguf import open_gguf, spec_from_gguf
+from wcse.models.gguf_file import GgufFile
+from wcse.models.gguf_tokenizer import gguf_eos_ids, gguf_tokenizer
+from wcse.models.hf import open_hf, read_json
+from wcse.models.spec import ModelSpec, spec_from_hf
+from wcse.models.weights import Weights
+from wcse.types import WcseError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_DECODER_TENSORS = ("embed_tokens.", "layers.", "norm.", "lm_head.", "rope_freqs.")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model and what belongs to it."""
+
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    spec: ModelSpec
+    path: Path
+    eos_ids: frozenset[int]  # any of these ends a generation
+    context: int  # most positions of a sequence
+    name: str
+    weights: Weights  # as in the files; read on demand
+    config: Mapping[str, Any]  # config.json, or the metadata of a GGUF file
+
+    @property
+    def architecture(self) -> str:
+        """The transformers class the config names, such as "Qwen2ForTokenClassification"; "" if none."""
+        return next(iter(self.config.get("architectures") or []), "")
+
+    @property
+    def extras(self) -> Mapping[str, Any]:
+        """The ``wcse`` object of ``config.json``: what our own models say about themselves."""
+        return self.config.get("wcse") or {}
+
+    def extra_tensors(self) -> dict[str, torch.Tensor]:
+        """The checkpoint's tensors outside the decoder, by name: a verifier's head ("score.weight")."""
+        names = [name for name in self.weights.names() if not name.startswith(_DECODER_TENSORS)]
+        return {name: self.weights.tensor(name) for name in names}
+
+    def output_rows(self, ids: Sequence[int]) -> torch.Tensor | None:
+        """Rows [len(ids), dim] of the output matrix; None if the checkpoint has no output matrix."""
+        name = "embed_tokens.weight" if self.spec.tied else "lm_head.weight"
+        return self.weights.tensor(name)[list(ids)] if name in self.weights else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a folder or file holds, before any weight is read."""
+
+    config: Mapping[str, Any]
+    spec: ModelSpec
+    weights: Weights
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: frozenset[int]
+
+
+def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool | None = True) -> LoadedModel:
+    """Load a model.
+
+    Args:
+        path_or_name: a Hugging Face folder, a ``.gguf`` file, the name of an embedded model ("tiny-wc"), or a
+            hub id ("Qwen/Qwen2.5-0.5B-Instruct"), in this order.
+        dtype: of the weights in memory; on the CPU "auto" and "float32" are the same.
+        lm_head: False leaves out the output matrix, for a verifier that needs no logits.
+
+    Raises:
+        WcseError: the model cannot be found or read, or is of a kind that is not supported; the message says
+            what to do.
+    """
+    if dtype not in ("auto", "float32"):
+        raise WcseError(f"dtype={dtype!r} is not supported on the CPU; use 'float32'")
+    path = find_model(path_or_name)
+    parts = _open_gguf(path) if path.suffix == ".gguf" else _open_folder(path)
+    _check_vocabulary(path, parts)
+    return LoadedModel(
+        decoder=Decoder(parts.spec, parts.weights, lm_head=bool(lm_head)),
+        tokenizer=parts.tokenizer,
+        spec=parts.spec,
+        path=path,
+        eos_ids=parts.eos_ids,
+        context=parts.spec.context,
+        name=path.name if Path(path_or_name).exists() else str(path_or_name),
+        weights=parts.weights,
+        config=parts.config,
+    )
+
+
+def find_model(path_or_name: str | Path) -> Path:
+    """The folder or GGUF file of a model; hub ids are downloaded, or found in the local cache.
+
+    Raises:
+        WcseError: there is no such model.
+    """
+    path, name = Path(path_or_name).expanduser(), str(path_or_name)
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.exists():
+        raise WcseError(f"model {name!r} is neither a folder nor a .gguf file; give one of them")
+    if path.suffix == ".gguf" or path.is_absolute() or name.startswith((".", "~")):
+        raise WcseError(f"model {name!r}: no such file or folder; check the path")
+    return _download(name) if _HUB_ID.fullmatch(name) else _embedded(name)
+
+
+def _embedded(name: str) -> Path:
+    from wcse import zoo  # late: most models are not embedded ones
+
+    try:
+        return Path(zoo.path(name))
+    except (ValueError, FileNotFoundError) as error:
+        raise WcseError(f"model {name!r}: no such folder or .gguf file, and {error}") from None
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        OSError,
+    ) as error:  # OSError: no network, and nothing in the cache
+        raise WcseError(
+            f"model {name!r}: no such folder, and the hub does not give it ({_first_line(error)}); "
+            "give the path of a local folder or .gguf file"
+        ) from None
+
+
+def _open_gguf(path: Path) -> _Parts:
+    file = GgufFile(path)
+    spec = spec_from_gguf(file)
+    tokenizer = gguf_tokenizer(file.metadata, str(path))
+    return _Parts(file.metadata, spec, open_gguf(file, spec), tokenizer, gguf_eos_ids(file.metadata))
+
+
+def _open_folder(path: Path) -> _Parts:
+    if not (path / "config.json").is_file() and (found := sorted(path.glob("*.gguf"))):
+        raise WcseError(f"{path}: holds no config.json; give the GGUF file itself, such as {found[0]}")
+    config = read_json(path / "config.json")
+    try:
+        spec = spec_from_hf(config)
+    except WcseError as error:
+        raise WcseError(f"{path}/{error}") from None
+    tokenizer = _folder_tokenizer(path)
+    return _Parts(config, spec, open_hf(path), tokenizer, _folder_eos_ids(path, config, tokenizer))
+
+
+def _folder_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    if not any((path / file).is_file() for file in _TOKENIZER_FILES):
+        raise WcseError(
+            f"{path}: no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); copy the tokenizer files there"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust side raises plain Exception for a corrupt file
+        raise WcseError(
+            f"{path}: the tokenizer cannot be loaded ({_first_line(error)}); download it again"
+        ) from None
+
+
+def _folder_eos_ids(
+    path: Path, config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """Every id that any of the files calls an end: the end of a turn is often named in one of them only."""
+    generation = path / "generation_config.json"
+    stated = [config, config.get("text_config") or {}, {"eos_token_id": tokenizer.eos_token_id}]
+    if generation.is_file():
+        stated.append(read_json(generation))
+    ids: set[Any] = set()
+    for values in stated:
+        value = values.get("eos_token_id")
+        ids |= set(value) if isinstance(value, list) else {value}
+    if not all(isinstance(i, int) for i in ids - {None}):
+        raise WcseError(f"{path}: eos_token_id must be integers, not {', '.join(sorted(map(str, ids)))}")
+    return frozenset(ids - {None})
+
+
+def _check_vocabulary(path: Path, parts: _Parts) -> None:
+    """Refuse a tokenizer of another model. Added tokens may lie beyond the matrix: some are never used."""
+    tokenizer, size = parts.tokenizer, parts.spec.vocab_size
+    tokens = len(tokenizer) - len(tokenizer.get_added_vocab())
+    if tokens > size:
+        raise WcseError(f"{path}: the tokenizer has {tokens} tokens, the model {size}: not of one model")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
