@@ -104,7 +104,7 @@ def add(a: Number, b: Number, *, minus: bool = False) -> list[str]:
     """Lines for ``a + b``, or ``a - b``; a negative second term turns the sign round."""
     total = Fraction(a) - Fraction(b) if minus else Fraction(a) + Fraction(b)
     sign = "-" if minus != (b < 0) else "+"
-    return [f"{show(a)} {sign} {show(abs(b))} = {show(total)}"]
+    return [f"{show(a)} {sign} {show(abs(Fraction(b)))} = {show(total)}"]
 
 
 def _without_unit_factor(node: ast.expr) -> ast.expr:

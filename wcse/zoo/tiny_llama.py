@@ -210,12 +210,14 @@ class TinyLlama(nn.Module):
 
 
 def save_weights(model: TinyLlama, folder: Path, *, pad: int, bos: int | None, eos: int) -> None:
-    """Write ``config.json`` and ``model.safetensors`` (fp16) as ``LlamaForCausalLM`` expects them."""
+    """Write configs and ``model.safetensors`` (fp16) as ``LlamaForCausalLM`` expects them."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"model.{k}": v.half().contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config = model.config.to_hf(pad=pad, bos=bos, eos=eos)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    generation = {"eos_token_id": eos, "pad_token_id": pad, "do_sample": True, "temperature": 0.8}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
 def load_weights(folder: Path) -> TinyLlama:
