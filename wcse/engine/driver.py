@@ -225,7 +225,9 @@ class Driver:
 
     def _expand(self, run: _Running, request: Expand, done: Callable[[Any], None]) -> None:
         if not request.node.live:
-            raise WcseError(f"Expand(node={request.node.path}): it ended with {request.node.finish}; expand live nodes")
+            raise WcseError(
+                f"Expand(node={request.node.path}): it ended with {request.node.finish}; expand live nodes"
+            )
         nodes: list[Node | None] = [None] * request.n
         countdown = _Countdown(lambda: done(nodes))
         scores = request.score and self.scorer is not None
@@ -244,7 +246,14 @@ class Driver:
         if request.n:
             self.engine.grow(
                 Growth(
-                    run.root, request.node, request.n, request.first, request.to_end, request.greedy, on_node, on_end
+                    run.root,
+                    request.node,
+                    request.n,
+                    request.first,
+                    request.to_end,
+                    request.greedy,
+                    on_node,
+                    on_end,
                 )
             )
         countdown.hit()

@@ -106,7 +106,9 @@ class Engine:
         self.model = model
         self.runner = Runner(model.decoder, num_pages=num_pages)
         self.max_rows = max_rows
-        self.table = token_bytes(model.tokenizer)
+        self.reused = 0  # prefix tokens found in the tree instead of computed, all problems
+        table = token_bytes(model.tokenizer)
+        self.table = table + [b""] * (model.spec.vocab_size - len(table))  # models pad their vocabulary
         self.matcher = _core.TextMatcher(self.table)
         self.rows: list[Row] = []
         self._fills: deque[Fill] = deque()
@@ -117,7 +119,9 @@ class Engine:
 
     # -- requests ----------------------------------------------------------------------------------------
 
-    def open(self, tokens: list[int], *, seed: int, problem: str, params: SamplingParams, rule: StepRule) -> Root:
+    def open(
+        self, tokens: list[int], *, seed: int, problem: str, params: SamplingParams, rule: StepRule
+    ) -> Root:
         """Register a prompt.
 
         Raises:
@@ -132,7 +136,7 @@ class Engine:
         pattern = self.matcher.pattern(rule.delimiter.encode(), [text.encode() for text in params.stop])
         root = Root(node, seed, problem, params, rule, pattern)
         span, matched = self.runner.prompt(tokens)
-        root.account.reused += matched
+        self._reuse(root, matched)
         self._spans[node] = span
         finalize(node, self._dead.extend, reversed(span.lineage()))
         return root
@@ -150,7 +154,9 @@ class Engine:
             self._filling[span].append(done)
         else:
             self._filling[span] = [done]
-            self._fills.append(Fill(span, root, lambda hidden: self._filled(span, hidden, live=node.live), node))
+            self._fills.append(
+                Fill(span, root, lambda hidden: self._filled(span, hidden, live=node.live), node)
+            )
 
     @property
     def busy(self) -> bool:
@@ -271,9 +277,11 @@ class Engine:
             root = growth.root
             length = parent.depth - len(root.node.token_ids)
             slot = self.matcher.open(root.pattern)
-            row = Row(growth, growth.born, growth.node, (*growth.node.path, child), Span(parent), slot, length)
+            row = Row(
+                growth, growth.born, growth.node, (*growth.node.path, child), Span(parent), slot, length
+            )
             self._start(row)
-            root.account.reused += parent.depth
+            self._reuse(root, parent.depth)
             born.append((row, parent.hidden))
             growth.born += 1
             if growth.born == growth.n:
@@ -329,7 +337,13 @@ class Engine:
         for row, token, logprob, flag in zip(rows, tokens.tolist(), logprobs, flags, strict=True):
             row.span.tokens.append(token)
             row.logprobs.append(logprob)
-            if flag or token < 0 or len(row.span.tokens) >= row.limit or token in eos or row.growth.root.params.stop_token_ids:
+            if (
+                flag
+                or token < 0
+                or len(row.span.tokens) >= row.limit
+                or token in eos
+                or row.growth.root.params.stop_token_ids
+            ):
                 finish = self._finish(row, token, flag)
                 if finish is not None:
                     ended.append((row, finish))
@@ -408,6 +422,10 @@ class Engine:
         row.span, row.logprobs, row.rolling = Span(closed), [], False
         self.matcher.new_step(row.slot)
         self._start(row)
+
+    def _reuse(self, root: Root, tokens: int) -> None:
+        root.account.reused += tokens
+        self.reused += tokens
 
     # -- ends of lives -----------------------------------------------------------------------------------
 

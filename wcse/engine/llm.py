@@ -107,7 +107,9 @@ class LLM:
         params = sampling_params or SamplingParams()
         each = list(params) if isinstance(params, Sequence) else [params] * len(many)
         if len(each) != len(many):
-            raise WcseError(f"sampling_params: {len(each)} given for {len(many)} prompts; give one, or one for each")
+            raise WcseError(
+                f"sampling_params: {len(each)} given for {len(many)} prompts; give one, or one for each"
+            )
         requests = [self._submit(prompt, p) for prompt, p in zip(many, each, strict=True)]
         with tqdm(total=sum(p.n for p in each), disable=not use_tqdm, desc="completions", leave=False) as bar:
             while self.engine.busy:
@@ -146,7 +148,9 @@ class LLM:
             request.outputs.append(_completion(index, node, params))
 
         self.engine.grow(
-            Growth(root, root.node, params.n, 0, to_end=True, greedy=False, on_node=lambda _: None, on_end=on_end)
+            Growth(
+                root, root.node, params.n, 0, to_end=True, greedy=False, on_node=lambda _: None, on_end=on_end
+            )
         )
         return request
 
@@ -161,7 +165,9 @@ class LLM:
         ids = [int(token) for token in prompt]
         bad = [token for token in ids if not 0 <= token < self.model.spec.vocab_size]
         if bad:
-            raise WcseError(f"prompt_token_ids: {bad[0]} is not an id of the {self.model.spec.vocab_size} of this model")
+            raise WcseError(
+                f"prompt_token_ids: {bad[0]} is not an id of the {self.model.spec.vocab_size} of this model"
+            )
         return None, ids
 
 

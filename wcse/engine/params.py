@@ -52,9 +52,13 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         _check(isinstance(self.n, int) and self.n >= 1, "n", self.n, "give an integer of at least 1")
         good = isinstance(self.temperature, int | float) and math.isfinite(self.temperature)
-        _check(good and 0 <= self.temperature <= 2, "temperature", self.temperature, "give a number in [0, 2]")
+        _check(
+            good and 0 <= self.temperature <= 2, "temperature", self.temperature, "give a number in [0, 2]"
+        )
         _check(0 < self.top_p <= 1, "top_p", self.top_p, "give a number in (0, 1]")
-        _check(isinstance(self.top_k, int) and self.top_k >= -1, "top_k", self.top_k, "give -1, 0 (off) or more")
+        _check(
+            isinstance(self.top_k, int) and self.top_k >= -1, "top_k", self.top_k, "give -1, 0 (off) or more"
+        )
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "give a number in [0, 1]")
         _check(
             isinstance(self.max_tokens, int) and self.max_tokens >= 1,

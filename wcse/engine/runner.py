@@ -19,7 +19,9 @@ from wcse.models.decoder import Batch, Decoder, KVPool
 from wcse.types import WcseError
 
 PAGE = 16
-PROMPT_BLOCK = 64  # prompts are stored in spans of 64 tokens, the kernel's block: a hit never moves the block grid
+PROMPT_BLOCK = (
+    64  # prompts are stored in spans of 64 tokens, the kernel's block: a hit never moves the block grid
+)
 
 
 class KVMemoryError(WcseError):
@@ -35,12 +37,24 @@ class Span:
     size] is the final-norm hidden state of the last token, set when a closed span is wholly stored.
     """
 
-    __slots__ = ("__weakref__", "closed", "hidden", "kids", "kv", "n_kv", "parent", "prompt", "start", "tick", "tokens")
+    __slots__ = (
+        "__weakref__",
+        "closed",
+        "hidden",
+        "kids",
+        "kv",
+        "n_kv",
+        "parent",
+        "prompt",
+        "start",
+        "tick",
+        "tokens",
+    )
 
     def __init__(self, parent: Span | None, tokens: Sequence[int] = (), *, prompt: bool = False) -> None:
         self.parent = parent
         self.tokens = list(tokens)
-        self.start = parent.start + len(parent.tokens) if parent else 0
+        self.start: int = parent.start + len(parent.tokens) if parent else 0
         self.kv = -1
         self.n_kv = 0
         self.kids = 0  # child spans that have a tree node
@@ -252,7 +266,9 @@ class Runner:
         ends = np.cumsum(counts)
         rows = np.repeat(starts - (ends - counts), counts) + np.arange(work.tokens)
         tokens = np.empty(work.tokens, np.int64)
-        tokens[rows] = [t for s, c in zip(work.spans, work.counts, strict=True) for t in s.tokens[s.n_kv - c : s.n_kv]]
+        tokens[rows] = [
+            t for s, c in zip(work.spans, work.counts, strict=True) for t in s.tokens[s.n_kv - c : s.n_kv]
+        ]
         slots = np.empty(work.tokens, np.int32)
         slots[rows] = np.concatenate(work.slots)
         batch = Batch(

@@ -56,10 +56,10 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.family.tag is not None:
-            self._single(self.family.tag)
+            self.single(self.family.tag)
         if self.family.columns is not None:
             good, bad = self.family.columns
-            self.column_ids = (self._single(good), self._single(bad))
+            self.column_ids = (self.single(good), self.single(bad))
 
     def ids(self, text: str) -> list[int]:
         """Ids of plain text: control strings in it stay text."""
@@ -73,7 +73,7 @@ class Layout:
         """Ids of template text, in which control strings are control tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def _single(self, text: str) -> int:
+    def single(self, text: str) -> int:
         ids = self.special(text)
         if len(ids) > 1 and len(self.tokenizer.convert_ids_to_tokens(ids[0]).strip("▁")) == 0:
             ids = ids[1:]  # sentencepiece puts a word mark of its own before the text
@@ -105,7 +105,8 @@ def _shepherd_prefix(layout: Layout, problem: str) -> list[int]:
 
 def _shepherd_step(layout: Layout, text: str, index: int) -> list[int]:
     lead = "" if text.lstrip().startswith("Step ") else f"Step {index + 1}: "
-    return layout.ids(f"{'' if index == 0 else chr(10)}{lead}{text}") + [layout._single("ки")]
+    newline = "" if index == 0 else "\n"
+    return [*layout.ids(f"{newline}{lead}{text}"), layout.single("ки")]
 
 
 _HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
@@ -113,7 +114,9 @@ _RLHFLOW_SYSTEM = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 202
 
 
 def _rlhflow_prefix(layout: Layout, problem: str) -> list[int]:
-    head = layout.bos() + layout.special(_HEADER.format("system") + _RLHFLOW_SYSTEM + "<|eot_id|>" + _HEADER.format("user"))
+    head = layout.bos() + layout.special(
+        _HEADER.format("system") + _RLHFLOW_SYSTEM + "<|eot_id|>" + _HEADER.format("user")
+    )
     return head + layout.ids(problem.strip())
 
 

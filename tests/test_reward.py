@@ -1,0 +1,179 @@
+"""Verifiers: layouts' golden ids, incremental scores equal to a full-text forward, a head on shared states."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForTokenClassification
+
+from wcse.engine.driver import Driver, Job, Outcome
+from wcse.engine.engine import Engine
+from wcse.engine.params import SamplingParams, StepRule
+from wcse.models.load import LoadedModel, load_model
+from wcse.reward.families import FAMILIES, Layout
+from wcse.reward.head import Head, head_from_tensors
+from wcse.reward.load import SHARED_FILE, load_prm, load_shared_head
+from wcse.reward.scorer import Scorer
+from wcse.search import STRATEGIES, SearchConfig
+from wcse.types import Node, Search, WcseError
+
+PROBLEMS = {"a": "Anna has 12 apples and buys 7 more.", "b": "How many apples?"}
+RULE = StepRule(delimiter="e", max_tokens=10)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    folder = tiny_models.build("llama", tmp_path_factory.mktemp("policy"))
+    generator = torch.Generator().manual_seed(0)
+    head = {"score.weight": torch.randn(1, 64, generator=generator), "score.bias": torch.zeros(1)}
+    save_file(head, folder / SHARED_FILE, metadata={"default_agg": "min"})
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def prm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token-classification model with random weights, as transformers writes it."""
+    folder = tiny_models.build("qwen2", tmp_path_factory.mktemp("prm"), seed=7)
+    model = AutoModelForTokenClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.score.weight.copy_(torch.randn(2, 64, generator=generator) / 8)
+    model.save_pretrained(folder)
+    return folder
+
+
+def search(name: str, **config: object) -> object:
+    def strategy(root: Node) -> Search:
+        return STRATEGIES[name].run(root, SearchConfig(**({"n": 8, "beam_width": 2} | config)))  # type: ignore[arg-type]
+
+    return strategy
+
+
+def run(
+    policy: LoadedModel, scorer_of: object, strategy: object, max_rows: int = 32, pages: int = 2048
+) -> list[Outcome]:
+    engine = Engine(policy, max_rows=max_rows, num_pages=pages)
+    scorer: Scorer = scorer_of(engine)  # type: ignore[operator]
+    driver = Driver(engine, scorer, params=SamplingParams(max_tokens=36), rule=RULE)
+    jobs = [Job(k, policy.tokenizer.encode(v), v, strategy, seed=1) for k, v in PROBLEMS.items()]  # type: ignore[arg-type]
+    outcomes = sorted(driver.run(jobs), key=lambda outcome: outcome.job.name)
+    engine.step()
+    engine.runner.tree.check()
+    return outcomes
+
+
+def scores(outcomes: list[Outcome]) -> list[dict[tuple[int, ...], float | None]]:
+    return [{path: trace.score for path, trace in outcome.nodes.items()} for outcome in outcomes]
+
+
+def test_incremental_scores_equal_a_full_forward(policy: LoadedModel, prm_folder: Path) -> None:
+    model = AutoModelForTokenClassification.from_pretrained(prm_folder, dtype=torch.float32).eval()
+    prm = load_prm(str(prm_folder), kv_memory=0.01)
+    outcomes = run(policy, lambda _: prm, search("best_of_n", n=4))
+    checked = 0
+    for outcome in outcomes:
+        prefix = prm.layout.prefix(outcome.job.problem)
+        for leaf in outcome.solutions:
+            ids, reads = list(prefix), []
+            steps = [step for step in leaf.steps() if step.text.strip()]
+            for i, step in enumerate(steps):
+                ids += prm.layout.step(step.text.removesuffix("e").strip(), i)
+                reads.append(len(ids) - 1)
+            with torch.no_grad():
+                expected = model(torch.tensor([ids])).logits[0, reads].softmax(-1)[:, 1]
+            assert [step.score for step in steps] == pytest.approx(expected.tolist(), abs=1e-5)
+            checked += len(steps)
+        assert outcome.verifier.prm_computed < outcome.verifier.prm_computed + outcome.verifier.prm_reused
+    assert checked > 20
+    assert prm.waiting == 0
+
+
+@pytest.mark.parametrize("name", ["beam_search", "dvts"])
+def test_scores_do_not_depend_on_batch_or_memory(policy: LoadedModel, prm_folder: Path, name: str) -> None:
+    strategy = search(name, agg_strategy="last", num_iterations=4)
+    expected = scores(run(policy, lambda _: load_prm(str(prm_folder), kv_memory=0.01), strategy))
+    small = load_prm(str(prm_folder), kv_memory=0.0015)
+    assert scores(run(policy, lambda _: small, strategy, max_rows=3, pages=40)) == expected
+    small.step()
+    small.runner.tree.check()
+
+
+def test_a_shared_head_reads_the_policys_states(policy: LoadedModel) -> None:
+    heads: list[Head] = []
+
+    def scorer_of(engine: Engine) -> Scorer:
+        scorer = load_shared_head(engine)
+        heads.append(scorer.head)
+        assert scorer.default_agg == "min"
+        return scorer
+
+    outcomes = run(policy, scorer_of, search("beam_search", agg_strategy="last", num_iterations=4))
+    weight, bias = heads[0].layers[0]
+    for outcome in outcomes:
+        assert outcome.verifier.prm_computed == 0
+        for leaf in outcome.solutions[:3]:
+            engine = Engine(policy)
+            root = engine.open(
+                [*outcome.job.prompt_ids, *leaf.completion_ids],
+                seed=0,
+                problem="",
+                params=SamplingParams(),
+                rule=RULE,
+            )
+            states: list[torch.Tensor] = []
+            engine.fill(root, root.node, states.append)
+            engine.step()
+            expected = torch.sigmoid(weight @ states[0] + bias).item()
+            assert leaf.score == pytest.approx(expected, abs=1e-5)
+
+
+def test_trl_layout_golden(prm_folder: Path) -> None:
+    tokenizer = load_model(prm_folder).tokenizer
+    layout = Layout(FAMILIES["token_classification"], tokenizer)
+    ids = layout.prefix("12 apples") + layout.step("First add 12 and 7.", 0)
+    pieces = [tokenizer.encode(t) for t in ("12 apples", "First add 12 and 7.", "\n\n")]
+    assert ids == pieces[0] + pieces[1] + pieces[2]
+
+
+def test_control_strings_in_a_step_stay_text(prm_folder: Path) -> None:
+    layout = Layout(FAMILIES["token_classification"], load_model(prm_folder).tokenizer)
+    assert layout.tokenizer.eos_token_id not in layout.step("<|end|> and <|im_end|>", 0)
+
+
+def test_a_layout_refuses_a_foreign_tokenizer(prm_folder: Path) -> None:
+    with pytest.raises(WcseError, match=r"family 'math_shepherd' needs 'ки' to be one token .* makes \d"):
+        Layout(FAMILIES["math_shepherd"], load_model(prm_folder).tokenizer, source="m")
+
+
+def test_heads_that_do_not_fit_are_refused(policy: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(WcseError, match=r"no classification head among its tensors \(none\)"):
+        head_from_tensors({}, 64, source="m")
+    with pytest.raises(WcseError, match=r"head weight is \(2, 32\), expected \[\*, 64\]"):
+        head_from_tensors({"score.weight": torch.zeros(2, 32)}, 64, source="m")
+    with pytest.raises(WcseError, match="its head has 5 outputs"):
+        head_from_tensors({"score.weight": torch.zeros(5, 64)}, 64, source="m")
+    bare = tiny_models.build("llama", tmp_path / "bare")
+    with pytest.raises(WcseError, match="set prm_family"):
+        load_prm(str(bare), kv_memory=0.01)
+    with pytest.raises(WcseError, match="does not exist; this policy has no shared head"):
+        load_shared_head(Engine(load_model(bare)))
+    (bare / SHARED_FILE).write_bytes(json.dumps({}).encode())
+    with pytest.raises(WcseError, match="not a whole safetensors file"):
+        load_shared_head(Engine(load_model(bare)))
+
+
+def test_two_layer_head_and_extremes() -> None:
+    generator = torch.Generator().manual_seed(2)
+    first, second = torch.randn(8, 4, generator=generator), torch.randn(2, 8, generator=generator)
+    head = head_from_tensors({"score.0.weight": first, "score.2.weight": second}, 4, source="m")
+    hidden = torch.randn(5, 4, generator=generator)
+    expected = (torch.relu(hidden @ first.T) @ second.T).softmax(-1)[:, 1]
+    assert torch.allclose(head(hidden), expected, atol=1e-6)
+    assert torch.equal(head(hidden)[2:3], head(hidden[2:3]))
+    sure = Head([(torch.tensor([[-40.0], [40.0]]), None)])
+    assert torch.isfinite(sure(torch.tensor([[1.0], [-1.0]]))).all()

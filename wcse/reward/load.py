@@ -1,0 +1,92 @@
+"""Loads a verifier: a head beside the policy's weights, or a process reward model of its own.
+
+Knows file names and configs; what layouts mean is in ``families``, what heads compute in ``head``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from wcse.engine.engine import Engine
+from wcse.engine.llm import pages_in
+from wcse.engine.runner import Runner
+from wcse.models.load import LoadedModel, load_model
+from wcse.reward.families import Layout, family_named
+from wcse.reward.head import Head, head_from_tensors
+from wcse.reward.scorer import SeparatePRM, SharedHead
+from wcse.types import WcseError
+
+SHARED_FILE = "prm_head.safetensors"
+"""A shared head lies beside the policy's weights: ``score.*`` tensors, and metadata with its ``default_agg``."""
+
+
+def load_shared_head(engine: Engine) -> SharedHead:
+    """The head on the policy's own hidden states.
+
+    Raises:
+        WcseError: there is none beside the policy, or it does not fit it.
+    """
+    path = Path(engine.model.path) / SHARED_FILE
+    if not path.is_file():
+        raise WcseError(
+            f"prm='shared': {path} does not exist; this policy has no shared head: train one, or give a PRM model"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WcseError(f"{path}: not a whole safetensors file ({error}); make it again") from error
+    head = head_from_tensors(tensors, engine.model.spec.dim, source=str(path))
+    return SharedHead(engine, head, default_agg=metadata.get("default_agg", "last"))
+
+
+def load_prm(path: str, *, kv_memory: float, family: str | None = None) -> SeparatePRM:
+    """A process reward model with its own KV tree.
+
+    Args:
+        path: as for a policy.
+        kv_memory: GiB for its keys and values.
+        family: name in ``families.FAMILIES``; None takes token classification where the model is one.
+
+    Raises:
+        WcseError: the model cannot be loaded, or its head or vocabulary does not fit the family.
+    """
+    model = load_model(path, lm_head=None)
+    chosen = family_named(family or _guess_family(path, model))
+    layout = Layout(chosen, model.tokenizer, separator=model.extras.get("separator", "\n\n"), source=path)
+    if layout.column_ids is None:
+        head = head_from_tensors(model.extra_tensors(), model.spec.dim, source=path)
+    else:
+        head = _columns(model, layout.column_ids, path)
+    runner = Runner(model.decoder, num_pages=pages_in(model, kv_memory))
+    agg = model.extras.get("default_agg", chosen.default_agg)
+    return SeparatePRM(runner, layout, head, context=model.context, default_agg=agg)
+
+
+def _guess_family(path: str, model: LoadedModel) -> str:
+    """The family of a model that does not say: by its class, else by its name."""
+    architecture = model.architecture
+    if architecture.endswith("ForTokenClassification"):
+        return "token_classification"
+    lowered = path.lower()
+    if "math-shepherd" in lowered:
+        return "math_shepherd"
+    if "rlhflow" in lowered or "prm-deepseek" in lowered or "prm-mistral" in lowered:
+        return "rlhflow"
+    raise WcseError(
+        f"prm={path!r}: {architecture} says nothing of its format; set prm_family "
+        "(token_classification, math_shepherd or rlhflow), or give a token-classification model"
+    )
+
+
+def _columns(model: LoadedModel, columns: tuple[int, int], path: str) -> Head:
+    """The two rows of the output matrix that hold the verdict, as a head: never the whole vocabulary."""
+    good, bad = columns
+    weight = model.output_rows([bad, good])
+    if weight is None:
+        raise WcseError(f"prm={path!r}: it has no language-model head; use prm_family='token_classification'")
+    return Head([(weight.to(torch.float32), None)])
