@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import sample_runs
 
-from wcse.data.disk import Disk, write_atomically
+from wcse.data.disk import Disk, atomic_file
 from wcse.data.fingerprint import fingerprint_path, fingerprint_problems
 from wcse.data.journal import FILE, Header, Journal, _frame, read_header, read_records
 from wcse.data.record import NodeRecord, SolveRecord
@@ -479,10 +479,11 @@ def test_power_cut_keeps_every_acknowledged_record(tmp_path: Path, damage: str) 
 
 def test_atomic_write_keeps_the_old_file_when_anything_fails(tmp_path: Path) -> None:
     target = tmp_path / "summary.json"
-    write_atomically(target, lambda file: file.write(b"old") and None)
+    target.write_bytes(b"old")
     for at in (1, 2):
-        with pytest.raises(OSError, match="No space"):
-            write_atomically(target, lambda file: None, disk=_Failing(at, errno.ENOSPC, for_good=False))
+        disk = _Failing(at, errno.ENOSPC, for_good=False)
+        with pytest.raises(OSError, match="No space"), atomic_file(target, disk=disk) as file:
+            file.write(b"new")
         assert target.read_bytes() == b"old"
         assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 

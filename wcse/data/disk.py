@@ -6,7 +6,8 @@ Knows nothing of records or formats.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,11 +43,9 @@ class Disk:
             os.close(fd)
 
 
-def write_atomically(path: Path, fill: Callable[[BinaryIO], None], *, disk: Disk | None = None) -> None:
-    """Write a file so that ``path`` holds either its old content or all of the new one, whatever happens.
-
-    Args:
-        fill: writes the content to the binary file that it is given.
+@contextmanager
+def atomic_file(path: Path, *, disk: Disk | None = None) -> Iterator[BinaryIO]:
+    """A binary file to fill; on leaving, ``path`` holds all of it, or after any failure its old content.
 
     Raises:
         OSError: as the disk said it; ``path`` is untouched and the temporary file is gone.
@@ -55,7 +54,7 @@ def write_atomically(path: Path, fill: Callable[[BinaryIO], None], *, disk: Disk
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            fill(file)
+            yield file
             file.flush()
             disk.fsync(file.fileno())
         disk.replace(temporary, path)

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from wcse.data.disk import Disk, write_atomically
+from wcse.data.disk import Disk, atomic_file
 from wcse.data.record import SolveRecord
 from wcse.recipe import changed
 from wcse.types import WcseError
@@ -259,7 +259,8 @@ def _header(path: Path, line: bytes) -> Header:
 def _create(path: Path, header: Header, disk: Disk) -> None:
     line = _frame("wcse", asdict(header))
     # Whole or not at all: a journal without a readable header never comes from us.
-    write_atomically(path, lambda file: disk.write_all(file.fileno(), line), disk=disk)
+    with atomic_file(path, disk=disk) as file:
+        disk.write_all(file.fileno(), line)
 
 
 def _refuse_changes(folder: Path, old: Header, new: Header) -> None:

@@ -1,0 +1,140 @@
+"""``summary.json``: per strategy, how accurate it was and what it cost; derived from records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wcse.data.curves import SampleSet, accuracy_curves
+from wcse.data.journal import Header
+from wcse.data.record import SolveRecord
+from wcse.data.tables import subset_sizes
+from wcse.ledger import Ledger
+from wcse.metrics import pass_at_k, wilson
+
+
+@dataclass
+class _Tally:
+    """Counts of one strategy. ``graded`` problems have a gold answer; only they count for accuracy."""
+
+    problems: int = 0
+    graded: int = 0
+    correct: int = 0
+    no_answer: int = 0
+    undecided: int = 0
+    covered: int = 0
+    solutions: int = 0
+    selected: dict[str, int] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    prompt_tokens: int = 0
+    seconds: float = 0.0
+    samples: list[SampleSet] = field(default_factory=list)
+    independent: bool = True
+
+    def add(self, record: SolveRecord) -> None:
+        self.problems += 1
+        self.solutions += len(record.solutions)
+        self.ledger += record.ledger
+        self.prompt_tokens += record.prompt_tokens
+        self.seconds += record.seconds
+        self.no_answer += record.answer is None
+        self.independent = self.independent and bool(record.solutions) and record.independent
+        if record.problem.answer is None:
+            return
+        self.graded += 1
+        self.correct += record.correct is True
+        self.undecided += record.answer is not None and record.correct is None
+        self.covered += any(solution.correct for solution in record.solutions)
+        for name, selection in record.selectors.items():
+            self.selected[name] = self.selected.get(name, 0) + (selection.correct is True)
+        if self.independent:
+            self.samples.append(SampleSet.of(record))
+
+    def to_json(self) -> dict[str, Any]:
+        low, high = wilson(self.correct, self.graded)
+        return {
+            "problems": self.problems,
+            "graded": self.graded,
+            "correct": self.correct,
+            "accuracy": _share(self.correct, self.graded),
+            "accuracy_low": low if self.graded else None,
+            "accuracy_high": high if self.graded else None,
+            "no_answer": self.no_answer,
+            "undecided": self.undecided,
+            "solutions": self.solutions,
+            "coverage": _share(self.covered, self.graded),
+            "pass@1": self._pass_at(1),
+            "pass@n": self._pass_at(self._fewest),
+            "selectors": {name: _share(count, self.graded) for name, count in self.selected.items()},
+            "policy_tokens_computed": self.ledger.policy_computed,
+            "policy_tokens_reused": self.ledger.policy_reused,
+            "policy_tokens_sampled": self.ledger.policy_sampled,
+            "prm_tokens_computed": self.ledger.prm_computed,
+            "prm_tokens_reused": self.ledger.prm_reused,
+            "prompt_tokens": self.prompt_tokens,
+            "kv_pages_peak": self.ledger.kv_pages,
+            "kv_pages_unshared_peak": self.ledger.kv_pages_unshared,
+            "seconds": self.seconds,
+        }
+
+    @property
+    def _fewest(self) -> int:
+        return min((samples.n for samples in self.samples), default=0)
+
+    def _pass_at(self, k: int) -> float | None:
+        """Unbiased pass@k over the graded problems; None unless the solutions are independent samples."""
+        if not self.samples or not self.independent or k < 1:
+            return None
+        chances = [pass_at_k(samples.n, int(samples.correct.sum()), k) for samples in self.samples]
+        return sum(chances) / len(chances)
+
+    def curves(self, seed: int) -> dict[str, Any] | None:
+        """Accuracy against N, where there are samples to draw from."""
+        if not self.samples or not self.independent or self._fewest < 2:
+            return None
+        sizes = subset_sizes(self._fewest)
+        return {"n": sizes, **accuracy_curves(self.samples, sizes, seed=seed)}
+
+
+class Summary:
+    """Collects records, one at a time; ``to_json`` gives the numbers of all of them."""
+
+    def __init__(self, header: Header, run: str) -> None:
+        self._header = header
+        self._run = run
+        self._tallies: dict[str, _Tally] = {}
+        self._problems: set[str] = set()
+
+    def add(self, record: SolveRecord) -> None:
+        self._tallies.setdefault(record.strategy, _Tally()).add(record)
+        self._problems.add(record.problem.id)
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"run", "recipe", "inputs", "versions", "problems", "strategies": {name: {...}}, "curves":
+        {...}}``.
+
+        Strategies come in the recipe's order. Shares are null where nothing was graded; ``curves`` holds, for
+        each strategy with independent samples, the accuracy of every selector at N = 1, 2, 4, ...
+        """
+        order = [name for name in self._header.recipe.get("strategies", ()) if name in self._tallies]
+        order += [name for name in self._tallies if name not in order]
+        seed = self._header.recipe.get("seed", 0)
+        curves = {name: self._tallies[name].curves(seed) for name in order}
+        return {
+            "run": self._run,
+            "recipe": _plain(self._header.recipe),
+            "inputs": _plain(self._header.inputs),
+            "versions": _plain(self._header.versions),
+            "problems": len(self._problems),
+            "strategies": {name: self._tallies[name].to_json() for name in order},
+            "curves": {name: curve for name, curve in curves.items() if curve is not None},
+        }
+
+
+def _share(count: int, total: int) -> float | None:
+    return count / total if total else None
+
+
+def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(mapping)
