@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "arrays.h"
+#include "cpu/bind_kernels.h"
 #include "kv_tree.h"
 #include "plan.h"
 #include "tests/bind_testing.h"
@@ -171,5 +172,6 @@ PYBIND11_MODULE(_core, m) {
     bind_plan(m);
     bind_text(m);
     bind_thread_pool(m);
+    wcse::bind_kernels(m);
     wcse::bind_testing(m);
 }

@@ -45,7 +45,7 @@ _I32 = torch.int32
 def _native(backend: Backend, x: Tensor) -> bool:
     """Whether the native kernel shall run, decided from the first tensor."""
     if backend == "auto":
-        return x.is_cpu and hasattr(_core, "rms_norm")
+        return x.is_cpu
     if backend in ("cpp", "torch"):
         return backend == "cpp"
     raise WcseError(f"backend={backend!r} is unknown; use 'auto', 'cpp' or 'torch'")
@@ -313,15 +313,15 @@ def gated_act(gate_up: Tensor, act: Activation = "silu", *, backend: Backend = "
     return out
 
 
-PANEL = 64
+PANEL = 16
 """Output columns in one panel of a packed weight."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedLinear:
-    """A weight [N, K] cut into panels of 64 outputs, each stored input-major; the last is padded with zeros.
+    """A weight [N, K] cut into panels of 16 outputs, each stored input-major; the last is padded with zeros.
 
-    ``panels`` is float32 [ceil(N / 64), K, 64], contiguous, so that a kernel streams it front to back.
+    ``panels`` is float32 [ceil(N / 16), K, 16], contiguous, so that a kernel streams it front to back.
     """
 
     panels: Tensor

@@ -16,32 +16,34 @@ PAGE = 16
 """Tokens in one page of the KV pools."""
 
 
-def _path_tokens(plan: Any, row: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Page, offset in the page and absolute position of every token that ``row`` may see, root first."""
-    nodes = plan.nodes
-    pages, offsets, positions = [], [], []
-    for i in range(len(nodes.lo)):
-        if not nodes.lo[i] <= row < nodes.hi[i]:
-            continue
-        token = torch.arange(min(int(nodes.length[i]), int(nodes.seen[i]) + row - int(nodes.lo[i])))
-        own = torch.as_tensor(plan.pages[nodes.page_begin[i] : nodes.page_end[i]]).long()
-        pages.append(own[token // PAGE])
-        offsets.append(token % PAGE)
-        positions.append(int(nodes.pos[i]) + token)
-    return torch.cat(pages), torch.cat(offsets), torch.cat(positions)
+def _path_tokens(plan: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For every row: page, offset in the page and absolute position of the tokens it may see, root first."""
+    names = ("lo", "hi", "page_begin", "page_end", "length", "seen", "pos")
+    nodes = list(zip(*(getattr(plan.nodes, name).tolist() for name in names), strict=True))
+    pages = torch.as_tensor(plan.pages).long()
+    rows = []
+    for row in range(plan.n_rows):
+        parts = []
+        for lo, hi, page_begin, page_end, length, seen, pos in nodes:
+            if lo <= row < hi:
+                token = torch.arange(min(length, seen + row - lo))
+                parts.append((pages[page_begin:page_end][token // PAGE], token % PAGE, pos + token))
+        page, offset, position = (torch.cat(column) for column in zip(*parts, strict=True))
+        rows.append((page, offset, position))
+    return rows
 
 
 def tree_attention(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, plan: Any, *, scale: float, softcap: float, window: int
 ) -> Tensor:
     """Attention of each row over the tokens on its path. Shapes as in ``ops.tree_attention``."""
-    n_rows, n_heads, head_dim = q.shape
+    n_heads, head_dim = q.shape[1:]
     n_kv = k_pages.shape[1]
+    row_positions = plan.positions.tolist()
     out = torch.empty_like(q)
-    for row in range(n_rows):
-        pages, offsets, positions = _path_tokens(plan, row)
+    for row, (pages, offsets, positions) in enumerate(_path_tokens(plan)):
         if window:
-            seen = positions > int(plan.positions[row]) - window
+            seen = positions > row_positions[row] - window
             pages, offsets = pages[seen], offsets[seen]
         keys = k_pages[pages, :, :, offsets].to(q.dtype)  # [tokens, Hkv, d]
         values = v_pages[pages, :, offsets, :].to(q.dtype)

@@ -1,0 +1,56 @@
+// The CPU kernels: what bind_kernels.cpp calls. Pointers are to float32 (or as typed) contiguous memory of the shapes
+// given; nothing here knows of Python or tensors. Loops run on the pool of thread_pool.h; results do not depend on it.
+// Bad indices raise std::invalid_argument before anything is written.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cpu/table.h"
+#include "plan.h"
+
+namespace wcse::cpu {
+
+// Instruction sets that this processor runs, best first; the one in use; and a choice of another for tests.
+std::vector<std::string> isas();
+std::string isa();
+void set_isa(const std::string& name);
+const Table& active();
+
+struct TreeAttention {
+    const float* q;        // [T][n_heads][d]
+    const float* k_pages;  // [n_pages][n_kv_heads][d][PAGE]
+    const float* v_pages;  // [n_pages][n_kv_heads][PAGE][d]
+    float* out;            // [T][n_heads][d]
+    int n_heads, n_kv_heads, d;
+    int64_t n_pages;
+    float scale, softcap;
+    int64_t window;
+};
+void tree_attention(const Plan& plan, const TreeAttention& g);
+
+void linear(const LinearArgs& g, int64_t rows);
+void rms_norm(const NormArgs& g, int64_t rows);
+void gated_act(const GatedArgs& g, int64_t rows);
+void rope(const RopeArgs& g, int64_t rows, int64_t n_positions, int64_t n_pages);
+
+struct SampleArgs {
+    const float* logits;  // [n_rows][vocab]
+    int64_t n_rows, vocab;
+    // One entry per draw.
+    const int32_t* rows;
+    const float* temperature;
+    const int32_t* top_k;
+    const float *top_p, *min_p;
+    const uint64_t* keys;
+    const int32_t* counters;
+    int32_t* tokens;
+    float* logprobs;
+    int64_t draws;
+};
+void sample(const SampleArgs& g);
+
+// Multiply-adds on every thread of the pool for about this long: floating-point operations per second.
+double fma_peak(double seconds);
+
+}  // namespace wcse::cpu

@@ -1,0 +1,50 @@
+// Registers of 8 floats (AVX2 and FMA). Included inside an anonymous namespace; see simd.inl.
+
+using Reg = __m256;
+using Mask = __m256;
+constexpr int W = 8;
+
+// Micro-kernel tile: ROWS x VECS registers of accumulators; one or two rows take more columns instead.
+constexpr int ROWS = 6;
+constexpr int VECS = 2;
+constexpr int VECS_FEW_ROWS = 4;
+
+inline Reg zero() { return _mm256_setzero_ps(); }
+inline Reg set1(float x) { return _mm256_set1_ps(x); }
+inline Reg load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Reg x) { _mm256_storeu_ps(p, x); }
+inline __m256i lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Reg load_n(const float* p, int n) { return _mm256_maskload_ps(p, lanes(n)); }
+inline void store_n(float* p, Reg x, int n) { _mm256_maskstore_ps(p, lanes(n), x); }
+inline Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
+inline Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+inline Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
+inline Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
+inline Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
+inline Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
+inline Reg min(Reg a, Reg b) { return _mm256_min_ps(a, b); }
+inline Reg round(Reg a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Reg pow2(Reg n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+inline Mask less(Reg a, Reg b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+inline Mask greater_equal(Reg a, Reg b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
+inline Mask unordered(Reg a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+inline Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
+inline Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+inline Reg select(Mask m, Reg a, Reg b) { return _mm256_blendv_ps(b, a, m); }
+inline unsigned bits(Mask m) { return static_cast<unsigned>(_mm256_movemask_ps(m)); }
+inline float sum16(const Reg* r) {
+    const __m256 a = _mm256_add_ps(r[0], r[1]);
+    const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+inline float max16(const Reg* r) {
+    const __m256 a = _mm256_max_ps(r[0], r[1]);
+    const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
+}

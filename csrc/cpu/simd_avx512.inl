@@ -1,0 +1,51 @@
+// Registers of 16 floats (AVX-512 F, BW, VL, DQ). Included inside an anonymous namespace; see simd.inl.
+
+using Reg = __m512;
+using Mask = __mmask16;
+constexpr int W = 16;
+
+// Micro-kernel tile: ROWS x VECS registers of accumulators.
+constexpr int ROWS = 6;
+constexpr int VECS = 4;
+constexpr int VECS_FEW_ROWS = 4;
+
+inline Reg zero() { return _mm512_setzero_ps(); }
+inline Reg set1(float x) { return _mm512_set1_ps(x); }
+inline Reg load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
+inline Mask lanes(int n) { return static_cast<Mask>((1u << n) - 1); }  // 0 <= n <= W
+inline Reg load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
+inline void store_n(float* p, Reg x, int n) { _mm512_mask_storeu_ps(p, lanes(n), x); }
+inline Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+inline Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+inline Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
+inline Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+inline Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+// As maxps: the second operand when either is NaN.
+inline Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+inline Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+inline Reg round(Reg a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// 2^n for whole n in [-127, 127]; 2^-127 is 0.
+inline Reg pow2(Reg n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+inline Mask less(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+inline Mask greater_equal(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline Mask unordered(Reg a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+inline Mask both(Mask a, Mask b) { return a & b; }
+inline Mask either(Mask a, Mask b) { return a | b; }
+inline Reg select(Mask m, Reg a, Reg b) { return _mm512_mask_blend_ps(m, b, a); }
+inline unsigned bits(Mask m) { return m; }
+// Sum and maximum of 16 lanes, always as ((i, i+8), i+4, i+2, i+1), so that every instruction set agrees.
+inline float sum16(const Reg* r) {
+    const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(r[0]), _mm512_extractf32x8_ps(r[0], 1));
+    const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+inline float max16(const Reg* r) {
+    const __m256 a = _mm256_max_ps(_mm512_castps512_ps256(r[0]), _mm512_extractf32x8_ps(r[0], 1));
+    const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
+}

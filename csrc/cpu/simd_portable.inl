@@ -1,0 +1,72 @@
+// Registers of 4 floats through the compiler's vector extension: SSE2, NEON or whatever the target has.
+// Included inside an anonymous namespace; see simd.inl.
+
+typedef float Reg __attribute__((vector_size(16)));
+typedef int32_t Mask __attribute__((vector_size(16)));
+constexpr int W = 4;
+
+// Micro-kernel tile: ROWS x VECS registers of accumulators. x86 without AVX has 16 registers, others 32.
+#if defined(__x86_64__) || defined(__i386__)
+constexpr int ROWS = 3;
+#else
+constexpr int ROWS = 6;
+#endif
+constexpr int VECS = 4;
+constexpr int VECS_FEW_ROWS = 4;
+
+inline Reg zero() { return Reg{0, 0, 0, 0}; }
+inline Reg set1(float x) { return Reg{x, x, x, x}; }
+inline Reg load(const float* p) {
+    Reg r;
+    __builtin_memcpy(&r, p, sizeof r);
+    return r;
+}
+inline void store(float* p, Reg x) { __builtin_memcpy(p, &x, sizeof x); }
+inline Reg load_n(const float* p, int n) {
+    Reg r = zero();
+    for (int i = 0; i < n; i++) r[i] = p[i];
+    return r;
+}
+inline void store_n(float* p, Reg x, int n) {
+    for (int i = 0; i < n; i++) p[i] = x[i];
+}
+inline Reg fma(Reg a, Reg b, Reg c) {
+#ifdef __FP_FAST_FMAF
+    return Reg{__builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1]), __builtin_fmaf(a[2], b[2], c[2]),
+               __builtin_fmaf(a[3], b[3], c[3])};
+#else
+    return a * b + c;
+#endif
+}
+inline Reg add(Reg a, Reg b) { return a + b; }
+inline Reg sub(Reg a, Reg b) { return a - b; }
+inline Reg mul(Reg a, Reg b) { return a * b; }
+inline Reg div(Reg a, Reg b) { return a / b; }
+inline Reg max(Reg a, Reg b) { return a > b ? a : b; }
+inline Reg min(Reg a, Reg b) { return a < b ? a : b; }
+// Adding 1.5 * 2^23 leaves no bits for a fraction (|a| < 2^22).
+inline Reg round(Reg a) { return (a + 12582912.f) - 12582912.f; }
+inline Reg pow2(Reg n) {
+    const Mask exponent = (__builtin_convertvector(n, Mask) + 127) << 23;
+    Reg r;
+    __builtin_memcpy(&r, &exponent, sizeof r);
+    return r;
+}
+inline Mask less(Reg a, Reg b) { return a < b; }
+inline Mask greater_equal(Reg a, Reg b) { return a >= b; }
+inline Mask unordered(Reg a) { return a != a; }
+inline Mask both(Mask a, Mask b) { return a & b; }
+inline Mask either(Mask a, Mask b) { return a | b; }
+inline Reg select(Mask m, Reg a, Reg b) { return m ? a : b; }
+inline unsigned bits(Mask m) {
+    return static_cast<unsigned>((m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8));
+}
+inline float sum16(const Reg* r) {
+    const Reg b = (r[0] + r[2]) + (r[1] + r[3]);
+    return (b[0] + b[2]) + (b[1] + b[3]);
+}
+inline float max16(const Reg* r) {
+    const Reg b = max(max(r[0], r[2]), max(r[1], r[3]));
+    const float c = b[0] > b[2] ? b[0] : b[2], d = b[1] > b[3] ? b[1] : b[3];
+    return c > d ? c : d;
+}

@@ -1,0 +1,111 @@
+// What one instruction set offers: a table of plain functions over ranges of rows. The drivers (attention.cpp,
+// linear.cpp, rows.cpp, sample.cpp) check, cut the work, own the scratch memory and run the threads.
+// Plain data only: this header is also seen by the files that are compiled with wider instructions.
+#pragma once
+#include <cstdint>
+
+namespace wcse::cpu {
+
+constexpr int PAGE = 16;         // tokens in a page
+constexpr int BLOCK_PAGES = 4;   // pages that attention handles at a time, counted from a node's first page
+constexpr int BLOCK = PAGE * BLOCK_PAGES;
+constexpr int ATTEND_ROWS = 48;  // rows whose scores attention keeps at a time
+constexpr int PANEL = 16;        // output columns in one panel of a packed weight
+constexpr int SUM_BLOCK = 1024;  // logits per partial sum of the sampler
+
+struct LinearArgs {
+    const float* x;         // [rows][k]
+    const float* panels;    // [ceil(n / PANEL)][k][PANEL]
+    const float* bias;      // [n] or null
+    const float* residual;  // [rows][n] or null
+    float* out;             // [rows][n]
+    int64_t n, k;
+};
+
+struct NormArgs {
+    const float* x;  // [rows][width]
+    float* residual; // [rows][width], becomes the sum; or null
+    const float* weight;
+    float* out;
+    int64_t width;
+    float eps, offset;
+};
+
+struct RopeArgs {
+    const float* qkv;
+    const int32_t *positions, *slots;
+    const float *cos, *sin;
+    const float *q_norm, *k_norm;  // or null
+    float* q;
+    float *k_pages, *v_pages;
+    int n_heads, n_kv_heads, d;
+    float eps, norm_offset;
+};
+
+struct GatedArgs {
+    const float* gate_up;
+    float* out;
+    int64_t width;
+    bool gelu;
+};
+
+// One block of one node for an interval of packed rows (tree row x query head of the group).
+struct AttendArgs {
+    const float* k[BLOCK_PAGES];
+    const float* v[BLOCK_PAGES];
+    int tokens;            // valid tokens of the block
+    const int32_t* first;  // per tree row, it sees tokens [first, last) of the block; null: all of them
+    const int32_t* last;
+    const float* q;  // [rows][d], scaled so that scores are base-2 logarithms (with softcap: arguments of tanh)
+    float* out;      // [rows][d], unnormalised
+    float* top;      // [rows]
+    float* sum;      // [rows][16]
+    float* scores;   // scratch [ATTEND_ROWS][BLOCK]
+    int rows, group, d;
+    float cap;  // softcap * log2(e), or 0
+};
+
+// The most likely end of a row of logits: ids with x > value, and those with x == value up to last_id.
+struct Prefix {
+    float value;
+    int64_t last_id;
+};
+
+struct RowTop {
+    float value;
+    int64_t id;    // of the first largest
+    bool finite;   // no NaN, no +inf, not all -inf
+};
+
+struct Table {
+    const char* name;
+    void (*linear)(const LinearArgs&, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end);
+    void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);
+    void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
+    void (*gated_act)(const GatedArgs&, int64_t begin, int64_t end);
+    void (*scale)(float* out, const float* x, float factor, int64_t n);
+    void (*attend)(const AttendArgs&);
+    void (*normalise)(float* out, const float* acc, const float* sum, int64_t rows, int64_t d);
+    // Sampler. exp below means exp2((x - top) * scale).
+    RowTop (*row_top)(const float* x, int64_t n, float* block_tops);  // block_tops [ceil(n / 64)]
+    // Sums of exp over the prefix per SUM_BLOCK, in fixed order; returns their sum.
+    double (*prefix_sums)(const float* x, int64_t n, float top, float scale, Prefix keep, double* sums);
+    // Adds exp of the ids in the prefix with exp >= least to bins[min((top - x) * bin_scale, n_bins - 1)].
+    void (*histogram)(const float* x, int64_t n, float top, float scale, Prefix keep, float least, float bin_scale,
+                      int n_bins, double* bins);
+    // Ids of the prefix in the given bin, ascending; returns how many.
+    int64_t (*bin_ids)(const float* x, int64_t n, float top, Prefix keep, float bin_scale, int n_bins, int bin,
+                       int32_t* ids);
+    // Ids with x >= least, ascending; returns how many.
+    int64_t (*ids_from)(const float* x, int64_t n, float least, int32_t* ids);
+    void (*exps)(const float* x, int64_t n, float top, float scale, float* out);
+    double (*fma_loop)(int64_t iterations);  // floating-point operations done
+};
+
+const Table& portable_table();
+#ifdef WCSE_X86
+const Table& avx2_table();
+const Table& avx512_table();
+#endif
+
+}  // namespace wcse::cpu
