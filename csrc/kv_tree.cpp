@@ -21,10 +21,11 @@ uint64_t key_of_parent(int32_t parent) { return mix(static_cast<uint64_t>(parent
 
 uint64_t key_with(uint64_t key, int32_t token) { return mix(key ^ static_cast<uint32_t>(token)); }
 
+size_t key_length(const std::vector<int32_t>& tokens) { return std::min(tokens.size(), kKeyTokens); }
+
 uint64_t key_of(int32_t parent, const std::vector<int32_t>& tokens) {
     uint64_t key = key_of_parent(parent);
-    const size_t n = std::min(tokens.size(), kKeyTokens);
-    for (size_t i = 0; i < n; i++) key = key_with(key, tokens[i]);
+    for (size_t i = 0; i < key_length(tokens); i++) key = key_with(key, tokens[i]);
     return key;
 }
 
@@ -150,7 +151,7 @@ void KVTree::release(int32_t id) { give_back(id, false, "release"); }
 void KVTree::drop(int32_t id) { give_back(id, true, "drop"); }
 
 std::pair<int32_t, int64_t> KVTree::match_prefix(const int32_t* tokens, size_t n) {
-    // Siblings may hold equal tokens, so this is a search; it visits no node twice.
+    // Siblings may hold equal tokens, so this is a search. It visits no node twice, whatever the hash does.
     int32_t best = kRoot;
     std::vector<int32_t> open{kRoot};
     while (!open.empty()) {
@@ -165,7 +166,9 @@ std::pair<int32_t, int64_t> KVTree::match_prefix(const int32_t* tokens, size_t n
             const auto found = index_.find(key);
             for (int32_t twin = found == index_.end() ? kNone : found->second; twin != kNone;
                  twin = at(twin).twin_after)
-                if (at(twin).parent == id && matches(twin, tokens + begin, n - begin)) open.push_back(twin);
+                if (at(twin).parent == id && key_length(at(twin).tokens) == i &&
+                    matches(twin, tokens + begin, n - begin))
+                    open.push_back(twin);
             if (i == longest) break;
             key = key_with(key, tokens[begin + i]);
         }
