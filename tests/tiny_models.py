@@ -110,10 +110,10 @@ def build(
 def randomise(model: PreTrainedModel, seed: int) -> None:
     """Gaussian weights: matrices keep the scale of their input; norms, biases are visibly off their defaults.
 
-    Embeddings are near 1 after Gemma's scaling by ``sqrt(dim)``; larger, and a tied model repeats its input.
+    Embeddings are near 0.4 after Gemma's scaling by ``sqrt(dim)``; larger, and a tied model repeats its input.
     """
     generator = torch.Generator().manual_seed(seed)
-    embedding = getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0) ** -1
+    embedding = 0.4 / getattr(model.get_input_embeddings(), "scalar_embed_scale", 1.0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
