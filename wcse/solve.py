@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from wcse.answers import Grader, Verdict, extract_answer
+from wcse.answers import Judge, MathPool, Verdict, answer_classes, extract_answer, is_correct
 from wcse.data.record import NodeRecord, Selection, SolutionRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome
 from wcse.engine.engine import Engine
@@ -80,7 +80,7 @@ def solve(
     )
     config = config.with_default(scorer.default_agg if scorer else "last")
     meter = _Meter(engine, on_progress, total=len(problems) * len(recipe.strategies), skipped=len(done))
-    with Grader() as grader:
+    with MathPool() as judge:
         for part in passes:
             todo = [p for p in problems if any((p.id, name) not in done for name in part.members)]
             by_id = {p.id: p for p in todo}
@@ -89,7 +89,7 @@ def solve(
             )
             for outcome in driver.run(_jobs(todo, policy, recipe, part.strategy, config)):
                 problem = by_id[outcome.job.name]
-                graded = _Graded.of(outcome, problem, config if part.scored else None, grader)
+                graded = _Graded.of(outcome, problem, config if part.scored else None, judge)
                 for name in part.members:
                     if (problem.id, name) not in done:
                         on_record(_record(graded, name))
@@ -166,38 +166,31 @@ class _Graded:
     problem: Problem
     solutions: tuple[SolutionRecord, ...]
     selections: dict[str, Selection]
-    verdicts: list[Verdict | None]
 
     @classmethod
-    def of(cls, outcome: Outcome, problem: Problem, config: SearchConfig | None, grader: Grader) -> _Graded:
+    def of(cls, outcome: Outcome, problem: Problem, config: SearchConfig | None, judge: Judge) -> _Graded:
         """``config`` is None where no verifier scored the steps."""
         nodes = outcome.solutions
         answers = [extract_answer(node.completion) if node.complete else None for node in nodes]
-        classes = grader.answer_classes(answers)
+        classes = answer_classes(answers, judge)
         votes = ballots(nodes, classes, config.aggregation if config else None)
-        verdict_of = {
-            cls_: grader.verdict(answer, problem.answer)
-            for answer, cls_ in zip(answers, classes, strict=True)
-            if answer is not None and problem.answer is not None
-        }
-        verdicts = [verdict_of.get(c) if c is not None else None for c in classes]
+        right = {answer: _correct(answer, problem, judge) for answer in set(answers)}
         solutions = tuple(
-            SolutionRecord(node.path, answer, c, vote.score, _correct(verdict, answer, problem))
-            for node, answer, c, vote, verdict in zip(nodes, answers, classes, votes, verdicts, strict=True)
+            SolutionRecord(node.path, answer, number, vote.score, right[answer])
+            for node, answer, number, vote in zip(nodes, answers, classes, votes, strict=True)
         )
         names = list(SELECTORS) if config else ["majority"]
         picks = {name: get_selector(name)(votes) for name in names}
         selections = {name: _selection(pick, solutions, problem) for name, pick in picks.items()}
-        return cls(outcome, problem, solutions, selections, verdicts)
+        return cls(outcome, problem, solutions, selections)
 
 
-def _correct(verdict: Verdict | None, answer: str | None, problem: Problem) -> bool | None:
+def _correct(answer: str | None, problem: Problem, judge: Judge) -> bool | None:
     """Right or wrong; no answer is wrong; None where it cannot be told."""
     if problem.answer is None:
         return None
-    if answer is None:
-        return False
-    return None if verdict is None or verdict is Verdict.UNDECIDED else verdict is Verdict.EQUAL
+    verdict = is_correct(answer, problem.answer, judge)
+    return None if verdict is Verdict.UNDECIDED else verdict is Verdict.EQUAL
 
 
 def _selection(pick: int | None, solutions: Sequence[SolutionRecord], problem: Problem) -> Selection:
