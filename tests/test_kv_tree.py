@@ -339,7 +339,7 @@ def test_misuse_is_refused_and_changes_nothing(name: str) -> None:
 def test_floats_are_no_tokens() -> None:
     tree = KVTree(1)
     with pytest.raises(TypeError, match="dtype is float64"):
-        tree.extend(tree.fork(0), [1.5])
+        tree.extend(tree.fork(0), [1.5])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("num_pages", [0, -1, 2**27, 2**40])

@@ -1,0 +1,273 @@
+"""Types of the native module (``csrc/bind.cpp``, ``csrc/cpu/bind_kernels.cpp``).
+
+Integer arguments of any integer type are taken and checked to fit int32; floats are a ``TypeError``. Every other
+mistake is a ``ValueError`` that names the operation, the id and the rule, and changes nothing.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32: TypeAlias = NDArray[np.int32]
+Integers: TypeAlias = Sequence[int] | NDArray[np.integer]
+
+# -- KV tree ----------------------------------------------------------------------------------------------------
+
+class KVExhausted(MemoryError):
+    """Not enough free and cached pages; nothing changed. Release nodes and try again."""
+
+class KVStats(TypedDict):
+    """Pages, but for ``nodes`` and ``tokens``: free + cached + pinned + in_flight = total."""
+
+    total: int
+    free: int
+    cached: int
+    pinned: int
+    in_flight: int
+    nodes: int
+    tokens: int
+    peak_used: int
+    evicted: int
+
+class KVTree:
+    """Owner of the pages (16 tokens each) of keys and values of a forest of token spans.
+
+    A node owns a span of token ids below its parent, and whole pages for them. Node 0 is the empty super-root.
+    One owner thread. With ``debug`` every operation ends in ``check()``.
+
+    Raises:
+        ValueError: ``num_pages`` is not in [1, 134217727].
+    """
+
+    def __init__(self, num_pages: int, debug: bool = False) -> None: ...
+    def fork(self, parent: int) -> int:
+        """A new empty child of a sealed node. The caller holds its one reference."""
+    def extend(self, node: int, tokens: Integers) -> Int32:
+        """Append ``tokens`` [n] to an unsealed node, all or nothing; cached nodes are evicted if need be.
+
+        Returns:
+            Their slots int32[n]: page * 16 + offset.
+
+        Raises:
+            KVExhausted: the free and cached pages do not suffice.
+        """
+    def extend_rows(self, nodes: Integers, tokens: Integers) -> Int32:
+        """Append ``tokens[i]`` to ``nodes[i]``, all or nothing. The nodes are distinct. Returns slots int32[R]."""
+    def settle(self) -> None:
+        """The running step has written its keys and values: nothing is in flight any more."""
+    def seal(self, node: int) -> None:
+        """No more tokens; from now on the node can be forked and, once settled, matched."""
+    def retain(self, node: int) -> None:
+        """Take one more reference."""
+    def release(self, node: int) -> None:
+        """Give one reference back. The last one leaves a sealed node cached and frees an unsealed one."""
+    def drop(self, node: int) -> None:
+        """``release``, but the last reference frees the node instead, as soon as it has no children.
+
+        Dropped ancestors that waited for it go too. The last reference decides: nodes released stay cached.
+        """
+    def match_prefix(self, tokens: Integers) -> tuple[int, int]:
+        """The deepest chain of whole sealed, settled nodes that spells a prefix of ``tokens``, compared id by id.
+
+        Returns:
+            Its last node, retained (the super-root if nothing matches), and the number of tokens matched.
+        """
+    def evict(self, n_pages: int) -> int:
+        """Free the cached nodes held longest ago until ``n_pages`` are freed or none is left. Returns pages freed."""
+    def check(self) -> None:
+        """Recount everything from scratch.
+
+        Raises:
+            RuntimeError: a law is broken; the message names it.
+        """
+    def alive(self, node: int) -> bool:
+        """Whether the id may be used. Never raises."""
+    def length(self, node: int) -> int:
+        """Own tokens."""
+    def depth(self, node: int) -> int:
+        """Tokens on the path, own ones included."""
+    def parent(self, node: int) -> int:
+        """Parent id; -1 for the super-root."""
+    def refs(self, node: int) -> int: ...
+    def sealed(self, node: int) -> bool: ...
+    def tokens(self, node: int) -> Int32:
+        """Own token ids int32[length]."""
+    def pages(self, node: int) -> Int32:
+        """Own page ids int32[ceil(length / 16)]."""
+    def stats(self) -> KVStats: ...
+
+# -- plan -------------------------------------------------------------------------------------------------------
+
+class PlanNodes:
+    """Arrays int32[E]: one entry per tree node with tokens that some row sees, in depth-first order.
+
+    Rows [lo, hi) lie at or below the node. Its pages are ``Plan.pages[page_begin:page_end]`` and hold ``length``
+    tokens; row r sees the first min(length, seen + r - lo) of them. ``pos`` is the position of its first token.
+    """
+
+    @property
+    def lo(self) -> Int32: ...
+    @property
+    def hi(self) -> Int32: ...
+    @property
+    def page_begin(self) -> Int32: ...
+    @property
+    def page_end(self) -> Int32: ...
+    @property
+    def length(self) -> Int32: ...
+    @property
+    def seen(self) -> Int32: ...
+    @property
+    def pos(self) -> Int32: ...
+    def __len__(self) -> int: ...
+
+class Plan:
+    """Rows of one forward pass in depth-first order of the nodes, and the pages that each of them sees."""
+
+    @property
+    def n_rows(self) -> int: ...
+    @property
+    def order(self) -> Int32:
+        """int32[S]: segments, by index, in depth-first order."""
+    @property
+    def row_start(self) -> Int32:
+        """int32[S]: first row of each segment, by index."""
+    @property
+    def positions(self) -> Int32:
+        """int32[n_rows]: absolute position of each row."""
+    @property
+    def pages(self) -> Int32: ...
+    @property
+    def nodes(self) -> PlanNodes: ...
+
+def plan(tree: KVTree, nodes: Integers, n_new: Integers) -> Plan:
+    """Plan a pass over segments: the last ``n_new[s]`` >= 1 tokens of each of the distinct ``nodes[s]``."""
+
+# -- text -------------------------------------------------------------------------------------------------------
+
+class TextMatcher:
+    """Finds delimiters and stop strings in the bytes of tokens, inside one token or across several.
+
+    ``token_bytes[t]`` are the bytes that token t adds to a text. A slot follows one text.
+    """
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None: ...
+    def pattern(self, delimiter: bytes, stops: Sequence[bytes]) -> int:
+        """Id of a pair of delimiter (empty: none) and stop strings; the same for equal pairs."""
+    def open(self, pattern: int, history: bytes = b"") -> int:
+        """A slot for a new text that follows ``history``, in which a stop string may begin."""
+    def close(self, slot: int) -> None: ...
+    def new_step(self, slot: int) -> None:
+        """Begin a step: delimiters are looked for in what follows, after its first visible byte."""
+    def advance(self, slots: Integers, tokens: Integers) -> NDArray[np.uint8]:
+        """Append ``tokens[i]`` to the text of ``slots[i]``.
+
+        Returns:
+            uint8[R]. Bit 1: the token completed a delimiter that lies in this step and behind a visible byte (any
+            but ASCII white space) of it. Bit 2: the token completed a stop string.
+        """
+    def stop(self, slot: int) -> tuple[int, int]:
+        """The stop string completed last: its index, and the bytes from its start to the end of the text.
+
+        Of several in one token, the one that was complete first; of those, the longest.
+        """
+
+# -- threads ----------------------------------------------------------------------------------------------------
+
+def num_threads() -> int:
+    """Threads that take part in a parallel loop, the caller included."""
+
+def set_num_threads(n: int) -> None:
+    """1 <= n <= 1024."""
+
+# -- kernels (called by wcse.kernels.ops, which checks and turns tensors into addresses) ---------------------------
+
+def cpu_isa() -> str: ...
+def cpu_isas() -> list[str]: ...
+def set_cpu_isa(name: str) -> None: ...
+def fma_peak(seconds: float, threads: int) -> float: ...
+def tree_attention(
+    plan: Plan,
+    q: int,
+    k_pages: int,
+    v_pages: int,
+    out: int,
+    n_heads: int,
+    n_kv_heads: int,
+    d: int,
+    n_pages: int,
+    scale: float,
+    softcap: float,
+    window: int,
+    threads: int,
+    /,
+) -> None: ...
+def linear(
+    x: int, panels: int, bias: int, residual: int, out: int, rows: int, n: int, k: int, threads: int, /
+) -> None: ...
+def rms_norm(
+    x: int,
+    residual: int,
+    weight: int,
+    out: int,
+    rows: int,
+    width: int,
+    eps: float,
+    offset: float,
+    threads: int,
+    /,
+) -> None: ...
+def gated_act(gate_up: int, out: int, rows: int, width: int, gelu: bool, threads: int, /) -> None: ...
+def rope_write_kv(
+    qkv: int,
+    positions: int,
+    slots: int,
+    cos: int,
+    sin: int,
+    q_norm: int,
+    k_norm: int,
+    q: int,
+    k_pages: int,
+    v_pages: int,
+    rows: int,
+    n_heads: int,
+    n_kv_heads: int,
+    d: int,
+    n_positions: int,
+    n_pages: int,
+    eps: float,
+    norm_offset: float,
+    threads: int,
+    /,
+) -> None: ...
+def sample(
+    logits: int,
+    rows: int,
+    temperature: int,
+    top_k: int,
+    top_p: int,
+    min_p: int,
+    keys: int,
+    counters: int,
+    tokens: int,
+    logprobs: int,
+    n_rows: int,
+    vocab: int,
+    draws: int,
+    threads: int,
+    /,
+) -> None: ...
+
+# -- hooks that only the tests use --------------------------------------------------------------------------------
+
+class _testing:
+    @staticmethod
+    def fuzz_kv_tree(seed: int, operations: int) -> dict[str, int]: ...
+    @staticmethod
+    def kv_tree_faults() -> list[str]: ...
+    @staticmethod
+    def plant_fault(tree: KVTree, name: str, node: int) -> None: ...
+    @staticmethod
+    def loop(n: int, chunk: int, nested: int = 0, fail_at: int = -1) -> tuple[Int32, str]: ...
