@@ -88,16 +88,17 @@ _GEMMA: dict[str, Any] = {
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
 }
+_QWEN: dict[str, Any] = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
 _ARCHITECTURES: dict[str, _Arch] = {
     "llama": _Arch(config_bias=True, defaults={"max_position_embeddings": 2048}),
     "mistral": _Arch(
         defaults={"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131_072}
     ),
-    "qwen2": _Arch(qkv_bias=True, defaults={"sliding_window": 4096, "max_window_layers": 28}),
+    "qwen2": _Arch(qkv_bias=True, defaults=_QWEN),
     "qwen3": _Arch(
         qk_norm=True,
         config_bias=True,
-        defaults={"sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+        defaults=_QWEN | {"head_dim": 128},
     ),
     "smollm3": _Arch(
         config_bias=True,
@@ -170,12 +171,13 @@ def spec_from_hf(config: Config) -> ModelSpec:
             raise WcseError(f"config.json: {key} is set: {advice}")
     arch = _ARCHITECTURES[name]
     known = {key: value for key, value in config.items() if value is not None}
-    # An explicit null is an answer for optional features ("no sliding window") and silence everywhere else.
-    nulls = {key: None for key in ("sliding_window", *arch.softcaps) if key in config and config[key] is None}
+    # An explicit null is an answer for these ("no sliding window", "as many as heads"), silence elsewhere.
+    nullable = ("sliding_window", "num_key_value_heads", *arch.softcaps)
+    nulls = {key: None for key in nullable if key in config and config[key] is None}
     values = _ALL_DEFAULTS | arch.defaults | known | nulls
 
     dim, heads = _positive(values, "hidden_size"), _positive(values, "num_attention_heads")
-    kv_heads = _positive(values, "num_key_value_heads") if "num_key_value_heads" in values else heads
+    kv_heads = _positive(values, "num_key_value_heads") if values.get("num_key_value_heads") else heads
     head_dim = _positive(values, "head_dim") if "head_dim" in values else dim // heads
     if heads % kv_heads or head_dim % 2:
         raise WcseError(
@@ -307,6 +309,8 @@ def _rope(values: Config, kind: str) -> Rope:
         scaling = _mapping(scaling, kind)
     if not local:  # the old spelling scales only Gemma-3's global layers
         scaling |= _mapping(values, "rope_scaling")
+    if "partial_rotary_factor" in values:
+        scaling.setdefault("partial_rotary_factor", values["partial_rotary_factor"])
     scaling.setdefault("rope_theta", values["rope_local_base_freq" if local else "rope_theta"])
     scaling.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
     return _scaled_rope(scaling)
