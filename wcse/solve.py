@@ -249,9 +249,7 @@ def _nodes(outcome: Outcome, *, scored: bool) -> tuple[NodeRecord, ...]:
 class _Meter:
     """Turns the engine's counters into progress."""
 
-    def __init__(
-        self, engine: Engine, tell: Callable[[Progress], None], *, total: int, skipped: int
-    ) -> None:
+    def __init__(self, engine: Engine, tell: Callable[[Progress], None], *, total: int, skipped: int) -> None:
         self.engine = engine
         self.tell = tell
         self.total = total

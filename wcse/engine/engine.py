@@ -179,7 +179,7 @@ class Engine:
         self._bury()
         work = self.runner.begin()
         fills = self._schedule(work)
-        hidden = self.runner.run(work) if work.tokens else torch.empty(0, self.model.spec.dim)
+        hidden = self.runner.run(work)
         at = {span: i for i, span in enumerate(work.spans)}
         for fill in fills:
             fill.done(hidden[at[fill.span]])

@@ -260,6 +260,8 @@ class Runner:
         Returns:
             Final-norm hidden states [len(work.spans), hidden size], each after the span's last new token.
         """
+        if not work.tokens:
+            return torch.empty(0, self.decoder.spec.dim)
         counts = np.asarray(work.counts, dtype=np.int32)
         plan = _core.plan(self.tree, np.fromiter((s.kv for s in work.spans), np.int32, len(counts)), counts)
         starts = np.asarray(plan.row_start)

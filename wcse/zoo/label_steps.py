@@ -98,12 +98,16 @@ def training_problems(count: int, seed: int) -> list[tuple[str, str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--policy", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--problems", type=int, default=2000)
     parser.add_argument("--trajectories", type=int, default=4)
-    parser.add_argument("--rollouts", type=int, default=8, help="per step, the solution's own continuation included")
+    parser.add_argument(
+        "--rollouts", type=int, default=8, help="per step, the solution's own continuation included"
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="stop starting problems after so long")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
