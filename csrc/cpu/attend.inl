@@ -14,12 +14,23 @@ inline void store_tail(float* p, Reg x, int n) {
     store_n(p, x, n);
 }
 
+// The pages of the block that comes next: the tiles ask for two lines of memory per step, so that they arrive while
+// this block is worked on. (The processor's own prefetching stops at the end of a 4 KB page.)
+struct Ahead {
+    const char* line[2];
+    void fetch(int64_t step) const {
+        __builtin_prefetch(line[0] + step * 64, 0, 2);
+        __builtin_prefetch(line[1] + step * 64, 0, 2);
+    }
+};
+
 struct ScoreTile {
     const float* q;
     int64_t d;
     const float* const* k;
     int page;  // first page (and, where a register is narrower than a page, always a whole one)
     float* scores;
+    Ahead ahead;
 };
 
 template <int M, int N>
@@ -29,8 +40,10 @@ struct ScoreRun {
         clear(c);
         const float* pages[(N + VECS_PER_PANEL - 1) / VECS_PER_PANEL];
         unroll<(N + VECS_PER_PANEL - 1) / VECS_PER_PANEL>([&](auto j) { pages[j] = t.k[t.page + j]; });
+        const Ahead ahead = t.ahead;
         multiply<M, N>(
-            c, t.q, t.d, [&](auto j) { return pages[j / VECS_PER_PANEL] + (j % VECS_PER_PANEL) * W; }, PAGE, t.d);
+            c, t.q, t.d, [&](auto j) { return pages[j / VECS_PER_PANEL] + (j % VECS_PER_PANEL) * W; }, PAGE, t.d,
+            [&](int64_t step) { ahead.fetch(step); });
         float* out = t.scores + t.page * PAGE;
         unroll<M>([&](auto i) { unroll<N>([&](auto j) { store(out + i * BLOCK + j * W, c[i][j]); }); });
     }
@@ -44,6 +57,7 @@ struct ValueTile {
     float* out;
     int64_t d;
     int tail;  // valid lanes of the last register
+    Ahead ahead;
 };
 
 template <int M, int N>
@@ -54,10 +68,12 @@ struct ValueRun {
         unroll<M>([&](auto i) {
             unroll<N>([&](auto j) { c[i][j] = load_tail(out + i * t.d + j * W, j == N - 1 ? t.tail : W); });
         });
+        const Ahead ahead = t.ahead;
         for (int from = 0; from < t.tokens; from += PAGE) {
             const float* v = t.v[from / PAGE] + t.column;
             const int n = t.tokens - from < PAGE ? t.tokens - from : PAGE;
             for (int k = 0; k < n; k++, v += t.d) {
+                ahead.fetch(from + k);
                 Reg b[N];
                 unroll<N>([&](auto j) { b[j] = j == N - 1 ? load_tail(v + j * W, t.tail) : load(v + j * W); });
                 unroll<M>([&](auto i) {
@@ -72,26 +88,58 @@ struct ValueRun {
     }
 };
 
-inline void block_scores(const AttendArgs& g, int row, int rows, int pages) {
+// Hands out the memory of the next block in pieces of two regions for each tile.
+class Feed {
+public:
+    explicit Feed(const AttendArgs& g) : bytes_(g.d * 64), idle_(reinterpret_cast<const char*>(g.q)) {
+        for (int j = 0; j < g.next_pages; j++) {
+            region_[count_++] = reinterpret_cast<const char*>(g.next_k[j]);
+            region_[count_++] = reinterpret_cast<const char*>(g.next_v[j]);
+        }
+    }
+    // For a tile of this many steps.
+    Ahead take(int64_t steps) {
+        Ahead ahead{{idle_, idle_}};
+        for (const char*& line : ahead.line) {
+            if (at_ == count_) break;
+            line = region_[at_] + done_;
+            done_ += steps * 64;
+            if (done_ >= bytes_) {
+                done_ = 0;
+                at_++;
+            }
+        }
+        return ahead;
+    }
+
+private:
+    const char* region_[2 * BLOCK_PAGES];
+    int64_t bytes_, done_ = 0;
+    const char* idle_;  // something near: asking for it again costs nothing
+    int count_ = 0, at_ = 0;
+};
+
+inline void block_scores(const AttendArgs& g, int row, int rows, int pages, Feed& feed) {
     static constexpr Tiles<void (*)(const ScoreTile&), ScoreRun> tiles;
     constexpr int step = VECS / VECS_PER_PANEL;  // pages per tile
     static_assert(step >= 1 && VECS % VECS_PER_PANEL == 0, "a tile covers whole pages");
     for (int page = 0; page < pages; page += step) {
         const int n = (pages - page < step ? pages - page : step) * VECS_PER_PANEL;
         row_tiles(rows, [&](int64_t r, int m) {
-            tiles.at[m][n]({g.q + (row + r) * g.d, g.d, g.k, page, g.scores + r * BLOCK});
+            tiles.at[m][n]({g.q + (row + r) * g.d, g.d, g.k, page, g.scores + r * BLOCK, feed.take(g.d)});
         });
     }
 }
 
-inline void block_values(const AttendArgs& g, int row, int rows, int tokens) {
+inline void block_values(const AttendArgs& g, int row, int rows, int tokens, Feed& feed) {
     static constexpr Tiles<void (*)(const ValueTile&), ValueRun> tiles;
     const int vecs = (g.d + W - 1) / W, groups = (vecs + VECS - 1) / VECS;
     for (int group = 0, v = 0; group < groups; group++) {
         const int n = (vecs - v + groups - group - 1) / (groups - group);  // 5 registers are 3 + 2, not 4 + 1
         const int last = g.d - (v + n - 1) * W, tail = last < W ? last : W;
         row_tiles(rows, [&](int64_t r, int m) {
-            tiles.at[m][n]({g.scores + r * BLOCK, g.v, tokens, v * W, g.out + (row + r) * g.d, g.d, tail});
+            tiles.at[m][n]({g.scores + r * BLOCK, g.v, tokens, v * W, g.out + (row + r) * g.d, g.d, tail,
+                            feed.take(tokens)});
         });
         v += n;
     }
@@ -136,6 +184,7 @@ inline void block_softmax(const AttendArgs& g, float* s, int row, int pages, int
 }
 
 void attend(const AttendArgs& g) {
+    Feed feed(g);
     for (int row = 0; row < g.rows; row += ATTEND_ROWS) {
         const int rows = g.rows - row < ATTEND_ROWS ? g.rows - row : ATTEND_ROWS;
         int tokens = g.tokens;
@@ -146,13 +195,13 @@ void attend(const AttendArgs& g) {
         }
         const int pages = (tokens + PAGE - 1) / PAGE;
         if (pages == 0) continue;
-        block_scores(g, row, rows, pages);
+        block_scores(g, row, rows, pages, feed);
         for (int r = 0; r < rows; r++) {
             const int tree_row = (row + r) / g.group;
             block_softmax(g, g.scores + r * BLOCK, row + r, pages, g.first ? g.first[tree_row] : 0,
                           g.last ? g.last[tree_row] : tokens);
         }
-        block_values(g, row, rows, tokens);
+        block_values(g, row, rows, tokens, feed);
     }
 }
 

@@ -59,14 +59,8 @@ public:
         const size_t width = static_cast<size_t>(group_) * g_.d;
         for (int32_t r = begin_; r < end_; r++)
             table_.scale(q_ + (r - begin_) * width, g_.q + offset(r), factor, static_cast<int64_t>(width));
-        const PlanNodes& nodes = plan_.nodes;
-        // In depth-first order lo never falls: first the nodes above the first row, then those that begin in the tile.
-        const auto next = std::upper_bound(nodes.lo.begin(), nodes.lo.end(), begin_) - nodes.lo.begin();
-        std::vector<int32_t> path;
-        for (int32_t i = static_cast<int32_t>(next) - 1; i >= 0; i = above[i])
-            if (nodes.hi[i] > begin_) path.push_back(i);
-        for (size_t i = path.size(); i-- > 0;) node(path[i]);
-        for (size_t i = next; i < nodes.size() && nodes.lo[i] < end_; i++) node(i);
+        list_blocks(above);
+        for (size_t i = 0; i < blocks_.size(); i++) block(blocks_[i], i + 1 < blocks_.size() ? &blocks_[i + 1] : nullptr);
         for (int32_t r = begin_; r < end_; r++)
             table_.normalise(g_.out + offset(r), out_ + (r - begin_) * width,
                              sum_ + static_cast<size_t>(r - begin_) * group_ * 16, group_, g_.d);
@@ -77,30 +71,57 @@ private:
         return (static_cast<size_t>(row) * g_.n_heads + static_cast<size_t>(head_) * group_) * g_.d;
     }
 
-    void node(size_t i) {
-        for (int32_t from = 0; from < plan_.nodes.length[i]; from += BLOCK) block(i, from);
+    // At most BLOCK tokens of a node, from token `from`, for the rows [begin, end) that may see some of them.
+    struct Block {
+        int32_t node, from, begin, end;
+    };
+
+    int32_t tokens(const Block& b) const { return std::min(BLOCK, plan_.nodes.length[b.node] - b.from); }
+
+    void list_blocks(const std::vector<int32_t>& above) {
+        const PlanNodes& nodes = plan_.nodes;
+        // In depth-first order lo never falls: first the nodes above the first row, then those that begin in the tile.
+        const auto next = std::upper_bound(nodes.lo.begin(), nodes.lo.end(), begin_) - nodes.lo.begin();
+        std::vector<int32_t> path;
+        for (int32_t i = static_cast<int32_t>(next) - 1; i >= 0; i = above[i])
+            if (nodes.hi[i] > begin_) path.push_back(i);
+        for (size_t i = path.size(); i-- > 0;) list_node(path[i]);
+        for (size_t i = next; i < nodes.size() && nodes.lo[i] < end_; i++) list_node(static_cast<int32_t>(i));
     }
 
-    void block(size_t i, int32_t from) {
+    void list_node(int32_t i) {
         const PlanNodes& nodes = plan_.nodes;
-        const int32_t tokens = std::min(BLOCK, nodes.length[i] - from), seen = nodes.seen[i] - from;
-        const int32_t lo = nodes.lo[i];
-        // The first of the node's rows that sees a token of this block.
-        const int32_t begin = std::max({begin_, lo, seen < 1 ? lo + 1 - seen : lo}), end = std::min(end_, nodes.hi[i]);
-        if (begin >= end) return;
-        const bool causal = seen + (begin - lo) < tokens;
-        if ((causal || g_.window) && !limits(begin, end, lo, seen, tokens, nodes.pos[i] + from)) return;
-        const bool masked = masked_ || causal;
-        AttendArgs a;
-        const size_t stride = static_cast<size_t>(PAGE) * g_.d;
-        for (int32_t j = 0; j * PAGE < tokens; j++) {
-            const size_t page = plan_.pages[nodes.page_begin[i] + from / PAGE + j];
-            const size_t at = (page * g_.n_kv_heads + head_) * stride;
-            a.k[j] = g_.k_pages + at;
-            a.v[j] = g_.v_pages + at;
+        const int32_t lo = nodes.lo[i], end = std::min(end_, nodes.hi[i]);
+        for (int32_t from = 0; from < nodes.length[i]; from += BLOCK) {
+            const int32_t seen = nodes.seen[i] - from;  // a row of the node sees a token once seen + r - lo >= 1
+            const int32_t begin = std::max({begin_, lo, lo + 1 - seen});
+            if (begin < end) blocks_.push_back({i, from, begin, end});
         }
-        const size_t packed = static_cast<size_t>(begin - begin_) * group_;
-        a.tokens = tokens;
+    }
+
+    // Addresses of the block's pages; returns their number.
+    int pages(const Block& b, const float** k, const float** v) const {
+        const size_t stride = static_cast<size_t>(PAGE) * g_.d;
+        const int count = (tokens(b) + PAGE - 1) / PAGE;
+        for (int j = 0; j < count; j++) {
+            const size_t page = plan_.pages[plan_.nodes.page_begin[b.node] + b.from / PAGE + j];
+            const size_t at = (page * g_.n_kv_heads + head_) * stride;
+            k[j] = g_.k_pages + at;
+            v[j] = g_.v_pages + at;
+        }
+        return count;
+    }
+
+    void block(const Block& b, const Block* next) {
+        const PlanNodes& nodes = plan_.nodes;
+        const int32_t n = tokens(b), seen = nodes.seen[b.node] - b.from, lo = nodes.lo[b.node];
+        bool masked = seen + (b.begin - lo) < n;
+        if ((masked || g_.window) && !limits(b, lo, seen, n, nodes.pos[b.node] + b.from, masked)) return;
+        AttendArgs a;
+        pages(b, a.k, a.v);
+        a.next_pages = next ? pages(*next, a.next_k, a.next_v) : 0;
+        const size_t packed = static_cast<size_t>(b.begin - begin_) * group_;
+        a.tokens = n;
         a.first = masked ? first_ : nullptr;
         a.last = masked ? last_ : nullptr;
         a.q = q_ + packed * g_.d;
@@ -108,25 +129,25 @@ private:
         a.top = top_ + packed;
         a.sum = sum_ + packed * 16;
         a.scores = scores_;
-        a.rows = (end - begin) * group_;
+        a.rows = (b.end - b.begin) * group_;
         a.group = group_;
         a.d = g_.d;
         a.cap = g_.softcap * LOG2E;
         table_.attend(a);
     }
 
-    // Fills first_ and last_ for the rows [begin, end); false if no row sees anything of the block.
-    bool limits(int32_t begin, int32_t end, int32_t lo, int32_t seen, int32_t tokens, int32_t pos) {
+    // Fills first_ and last_ for the rows of the block; sets masked if a window hides some of it; false if no row sees
+    // anything of it.
+    bool limits(const Block& b, int32_t lo, int32_t seen, int32_t n, int32_t pos, bool& masked) {
         bool any = false;
-        masked_ = false;
-        for (int32_t r = begin; r < end; r++) {
-            const int32_t last = std::min(tokens, seen + (r - lo));
+        for (int32_t r = b.begin; r < b.end; r++) {
+            const int32_t last = std::min(n, seen + (r - lo));
             const int64_t oldest = g_.window ? plan_.positions[r] - g_.window + 1 - pos : 0;
-            const int32_t first = static_cast<int32_t>(std::clamp<int64_t>(oldest, 0, tokens));
-            first_[r - begin] = first;
-            last_[r - begin] = last;
+            const int32_t first = static_cast<int32_t>(std::clamp<int64_t>(oldest, 0, n));
+            first_[r - b.begin] = first;
+            last_[r - b.begin] = last;
             any |= first < last;
-            masked_ |= first > 0;
+            masked |= first > 0;
         }
         return any;
     }
@@ -139,7 +160,7 @@ private:
     const int group_;
     float *q_, *out_, *top_, *sum_, *scores_;
     int32_t *first_, *last_;
-    bool masked_ = false;  // a window hides part of the block that limits() looked at last
+    std::vector<Block> blocks_;
 };
 
 // Rows per tile: enough tasks to share out, but no fewer rows than keep the micro-kernels busy.

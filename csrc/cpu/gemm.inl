@@ -50,10 +50,12 @@ inline __attribute__((always_inline)) void clear(Reg (&c)[M][N]) {
 }
 
 // c += a [M][k] x b [k][N * W]. Column j of registers starts at column(j); its rows are ldb apart.
-template <int M, int N, class Column>
+// each_step(i) is called before step i.
+template <int M, int N, class Column, class Step>
 inline __attribute__((always_inline)) void multiply(Reg (&c)[M][N], const float* __restrict a, int64_t lda,
-                                                    Column column, int64_t ldb, int64_t k) {
+                                                    Column column, int64_t ldb, int64_t k, Step each_step) {
     for (int64_t i = 0; i < k; i++) {
+        each_step(i);
         Reg b[N];
         unroll<N>([&](auto j) { b[j] = load(column(j) + i * ldb); });
         unroll<M>([&](auto m) {
@@ -92,7 +94,7 @@ struct LinearRun {
         const int64_t stride = t.panel_stride;
         multiply<M, N>(
             c, t.a, t.lda, [&](auto j) { return b + (j / VECS_PER_PANEL) * stride + (j % VECS_PER_PANEL) * W; },
-            PANEL, t.k);
+            PANEL, t.k, [](int64_t) {});
         unroll<M>([&](auto i) {
             unroll<N>([&](auto j) {
                 const int64_t column = j * W;

@@ -63,6 +63,10 @@ struct AttendArgs {
     float* scores;   // scratch [ATTEND_ROWS][BLOCK]
     int rows, group, d;
     float cap;  // softcap * log2(e), or 0
+    // Pages of the block that follows, to be fetched from memory meanwhile.
+    const float* next_k[BLOCK_PAGES];
+    const float* next_v[BLOCK_PAGES];
+    int next_pages;
 };
 
 // The most likely end of a row of logits: ids with x > value, and those with x == value up to last_id.
