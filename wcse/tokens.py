@@ -20,7 +20,7 @@ from wcse.types import WcseError
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def token_bytes(tokenizer: Any, *, size: int | None = None) -> list[bytes]:
+def token_bytes(tokenizer: Any, *, size: int = 0) -> list[bytes]:
     """The bytes of each token id; special tokens and ids without a token are ``b""``.
 
     Added tokens stand for their own text. Tokenizers that put a space before the first word (Llama-2) show
@@ -29,7 +29,7 @@ def token_bytes(tokenizer: Any, *, size: int | None = None) -> list[bytes]:
 
     Args:
         tokenizer: a fast transformers tokenizer or a ``tokenizers.Tokenizer``.
-        size: the length of the table, at least the vocabulary; models often have more rows than tokens.
+        size: least length of the table; models often have more rows than the tokenizer has tokens.
 
     Raises:
         WcseError: the tokenizer is neither byte-level nor sentencepiece-style, or has more than ``size``
@@ -43,11 +43,7 @@ def token_bytes(tokenizer: Any, *, size: int | None = None) -> list[bytes]:
     to_bytes = _token_to_bytes(backend)
     vocab = backend.get_vocab(with_added_tokens=True)
     needed = max(vocab.values(), default=-1) + 1
-    if size is not None and needed > size:
-        raise WcseError(
-            f"tokenizer: has ids up to {needed - 1}, but the model only {size}; they do not belong together"
-        )
-    table = [b""] * (needed if size is None else size)
+    table = [b""] * max(needed, size)
     for token, token_id in vocab.items():
         table[token_id] = to_bytes(token)
     for token_id, added in backend.get_added_tokens_decoder().items():
