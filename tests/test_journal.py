@@ -172,6 +172,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 CHANGES: dict[str, object] = {
     "policy": "other",
     "prm": "other",
+    "prm_family": "token_classification",
     "problems": "other",
     "limit": 2,
     "strategies": ("greedy",),

@@ -43,9 +43,7 @@ class Recipe(BaseModel):
         ..., "policy model: a folder, a .gguf file, an embedded name or a hub id", min_length=1
     )
     prm: str | None = _changes_results(None, "verifier: a model, 'shared' for a head on the policy, or none")
-    prm_family: str | None = _changes_results(
-        None, "the verifier's format, where the model does not tell: see wcse.reward.families"
-    )
+    prm_family: str | None = _changes_results(None, "how the verifier reads steps; none asks the model")
     problems: str = _changes_results(..., "the problems' specification", min_length=1)
     limit: int | None = _changes_results(None, "keep only the first problems", ge=1)
     strategies: tuple[str, ...] = _changes_results(("majority",), "search strategies", min_length=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +88,7 @@ class _Tally:
         if not self.samples or not self.independent or k < 1:
             return None
         chances = [pass_at_k(samples.n, int(samples.correct.sum()), k) for samples in self.samples]
-        return sum(chances) / len(chances)
+        return math.fsum(chances) / len(chances)
 
     def curves(self, seed: int) -> dict[str, Any] | None:
         """Accuracy against N, where there are samples to draw from."""
