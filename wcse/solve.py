@@ -96,6 +96,18 @@ def solve(
                         meter.record()
 
 
+def solve_all(recipe: Recipe, problems: Sequence[Problem]) -> list[SolveRecord]:
+    """Solve in memory: the records of every problem and strategy, strategies in the recipe's order.
+
+    Raises:
+        WcseError: as ``solve``.
+    """
+    records: list[SolveRecord] = []
+    solve(recipe, problems, records.append)
+    order = {p.id: i for i, p in enumerate(problems)}
+    return sorted(records, key=lambda r: (recipe.strategies.index(r.strategy), order[r.problem.id]))
+
+
 def plan(recipe: Recipe) -> list[_Pass]:
     """The passes that serve the recipe's strategies.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -64,7 +65,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | LoadedModel,
+        model: str | Path | LoadedModel,
         *,
         dtype: str = "auto",
         seed: int = 0,
