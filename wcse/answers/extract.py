@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-_BOX = re.compile(r"\\f?boxed\s*\{")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _SIMPLE_BOX = re.compile(r"\\boxed\s+([^\s{}$]+)")
 _HASHES = re.compile(r"^\s*####\s*(.+)$")
 _ANNOUNCED = re.compile(r"\banswer\b(?:\s+is\b\s*[:=]?|\s*[:=])\s*(.+)$", re.IGNORECASE)

@@ -78,7 +78,7 @@ def read_answer(text: str) -> Answer:
 # --- cleaning: what every notation loses
 
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
-_SPACES = re.compile(r"\s+(?!\w)|(?<!\w)\s+|(?<=\w\s)\s+")  # 1 1/2 is not 11/2
+_SPACES = re.compile(r"(?<!\w)\s+|\s+(?![\s\w])")  # 1 1/2 is not 11/2
 
 
 def _rules(*rules: tuple[str, str]) -> list[tuple[re.Pattern[str], str]]:
@@ -184,8 +184,6 @@ _BRACKET = re.compile(r"\\[{}]|[()\[\]{}]")
 
 def _read(text: str, depth: int) -> Reading:
     """A list, or one of its members."""
-    if depth > MAX_DEPTH:
-        raise Unreadable("nesting")
     parts = [member for part in _split(text, _JOIN) for member in _plus_minus(part)]
     if len(parts) == 1:
         return _read_one(parts[0], depth)
@@ -200,6 +198,8 @@ def _bare(items: list[Reading]) -> Group:
 
 
 def _read_one(text: str, depth: int) -> Reading:
+    if depth > MAX_DEPTH:
+        raise Unreadable("nesting")
     text = text.strip()
     label = _LABEL.match(text)
     if label:
