@@ -138,6 +138,7 @@ def test_stop_begins_in_history() -> None:
     pattern = matcher.pattern(b"ST", [b"STOP"])
     slot = matcher.open(pattern, b"STOP and ST")
     assert matcher.advance([slot], [1]).tolist() == [0], "a match in the history is history"
+    matcher.close(slot)
     slot = matcher.open(pattern, b"a long history, ST")
     assert matcher.advance([slot], [0]).tolist() == [STOP]
     assert matcher.stop(slot) == (0, 4)

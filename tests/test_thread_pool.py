@@ -57,6 +57,12 @@ def test_two_callers_take_turns() -> None:
             assert visits.tolist() == [1] * (200 + i)
 
 
+def test_a_loop_ends_when_its_last_chunk_has_ended() -> None:
+    _core.set_num_threads(3)
+    for _ in range(150):  # a busy machine may keep the workers out of most of them
+        assert loop(7, 1, nested=20_000)[0].tolist() == [20_000] * 7
+
+
 def test_many_short_loops() -> None:
     _core.set_num_threads(4)
     assert all(int(loop(5, 1)[0].sum()) == 5 for _ in range(2000))

@@ -29,8 +29,9 @@ py::dict fuzz(uint64_t seed, int64_t operations) {
     return d;
 }
 
-// How often a loop over [0, n) visited each index; its body makes nested loops of `nested` iterations and throws
-// at index `fail_at`. Every count is returned, also after a throw, with what was thrown.
+// How often a loop over [0, n) visited each index. With `nested` the body counts a nested loop of that many
+// iterations instead, which takes as long as one likes; at index `fail_at` it throws. Returns the counts and what
+// was thrown.
 py::tuple loop(int64_t n, int64_t chunk, int64_t nested, int64_t fail_at) {
     std::vector<int32_t> visits(static_cast<size_t>(n), 0);
     std::string thrown;
@@ -41,7 +42,11 @@ py::tuple loop(int64_t n, int64_t chunk, int64_t nested, int64_t fail_at) {
                 for (int64_t i = begin; i < end; i++) {
                     int32_t& count = visits[static_cast<size_t>(i)];
                     if (nested == 0) count++;
-                    parallel_for(nested, 1, [&](int64_t from, int64_t to) { count += static_cast<int32_t>(to - from); });
+                    parallel_for(nested, 1, [&](int64_t from, int64_t to) {
+                        volatile int32_t slow = 0;
+                        for (int64_t j = from; j < to; j++) slow = slow + 1;
+                        count += slow;
+                    });
                     if (i == fail_at) throw std::runtime_error("index " + std::to_string(i));
                 }
             });
