@@ -192,24 +192,25 @@ def _size(rng: Random, digits: int) -> int:
 def _drill(rng: Random) -> str:
     """One operation as it occurs in solutions."""
     kind = rng.random()
-    if kind < 0.3:
-        return f"{_size(rng, 4)} + {_size(rng, 4)}"
-    if kind < 0.55:
-        a, b = sorted((_size(rng, 4), _size(rng, 4)), reverse=rng.random() < 0.95)
+    digits = rng.choice((2, 3, 3, 3, 4))
+    if kind < 0.35:
+        return f"{_size(rng, digits)} + {_size(rng, digits)}"
+    if kind < 0.65:
+        a, b = sorted((_size(rng, digits), _size(rng, digits)), reverse=rng.random() < 0.9)
         return f"{a} - {b}"
-    if kind < 0.75:
-        return f"{_size(rng, 3)} * {_size(rng, 2)}"
     if kind < 0.8:
+        return f"{_size(rng, 3)} * {_size(rng, 2)}"
+    if kind < 0.84:
         return f"{rng.randint(2, 99) * 10 ** rng.randint(0, 4)} * {rng.randint(1, 20)}"
-    if kind < 0.95:
-        b, q = _size(rng, rng.choice((1, 2, 2, 3))), _size(rng, 2)
+    if kind < 0.96:
+        b, q = _size(rng, rng.choice((1, 1, 2, 2, 3))), _size(rng, 2)
         return f"{b * q} / {b}"
     return f"{_size(rng, 5) * 10} / {rng.choice((10, 100))}"
 
 
 def drill_example(rng: Random) -> Example:
-    """A list of one to five operations to be copied and worked out one by one."""
-    items = [_drill(rng) for _ in range(rng.randint(1, 5))]
+    """A list of a few operations to be copied and worked out one by one."""
+    items = [_drill(rng) for _ in range(rng.randint(1, 7))]
     steps = [step for item in items for step in expression_steps(item)[0]]
     answer = expression_steps(items[-1])[1]
     return Example("drill", "Work out: " + "; ".join(items), (*steps, final_step(answer)), answer)

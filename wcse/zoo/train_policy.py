@@ -54,9 +54,8 @@ class Settings:
 
 def mixture(progress: float) -> dict[str, float]:
     """Shares of problems by task: drills first, word problems later."""
-    late = min(1.0, progress / 0.5)
-    gsm = 0.35 + 0.4 * late
-    arithmetic = 0.15 - 0.05 * late
+    late = min(1.0, progress / 0.7)
+    gsm, arithmetic = 0.35 + 0.3 * late, 0.2
     return {
         "gsm_symbolic": gsm,
         "chain_sum": arithmetic / 2,
