@@ -128,6 +128,10 @@ def test_null_softcaps_are_off() -> None:
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised safetensors cannot be read"),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use a causal model"),
+        (
+            {"model_type": "gemma2", "sliding_window_pattern": 0},
+            "sliding_window_pattern must be a positive int",
+        ),
         ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "layer_types must hold 8 times"),
         (
             {"model_type": "qwen3", "layer_types": ["linear_attention"] * 8},

@@ -142,9 +142,11 @@ def sentencepiece_style() -> Tokenizer:
     """A BPE tokenizer with byte fallback and "▁" for spaces (Gemma style, so without a dummy prefix)."""
     vocab = {token: i for i, token in enumerate([*SPECIAL, "<unk>", *(f"<0x{b:02X}>" for b in range(256))])}
     pieces = sorted({char for text in CORPUS for char in text.replace(" ", "▁") if ord(char) < 0x3000})
-    merges = [("a", "n"), ("▁", "a"), ("▁a", "n"), ("l", "e"), ("t", "h"), ("▁", "th"), ("▁", "▁")]
-    for piece in [*pieces, *("".join(merge) for merge in merges)]:
+    words = ["an", "▁a", "▁an", "le", "th", "▁th", "▁▁", "▁▁▁▁"]  # best first
+    for piece in [*pieces, *words]:
         vocab.setdefault(piece, len(vocab))
+    cuts = [(word[:i], word[i:]) for word in words for i in range(1, len(word))]
+    merges = [(left, right) for left, right in cuts if left in vocab and right in vocab]
     model = models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Replace(" ", "▁")

@@ -40,6 +40,7 @@ _FIELDS = {
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.sliding_window": "sliding_window",
+    "attention.sliding_window_pattern": "sliding_window_pattern",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
@@ -103,6 +104,9 @@ def _config(name: str, keys: dict[str, Any], file: GgufFile) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
     }
     config |= {field: keys[key] for key, field in _FIELDS.items() if key in keys}
+    if isinstance(slides := config.get("sliding_window_pattern"), list):  # one flag for each layer
+        del config["sliding_window_pattern"]
+        config["layer_types"] = ["sliding_attention" if flag else "full_attention" for flag in slides]
     kind = keys.get("rope.scaling.type", "none")
     if kind != "none":
         config["rope_scaling"] = {"rope_type": kind, "factor": keys.get("rope.scaling.factor", 1.0)}

@@ -57,12 +57,19 @@ def gguf_tokenizer(metadata: dict[str, Any], source: str) -> PreTrainedTokenizer
     if not tokens:
         raise WcseError(f"{source}: holds no tokenizer (tokenizer.ggml.tokens); take a file that does")
     kind = metadata.get("tokenizer.ggml.model")
-    if kind == "gpt2":
-        backend = _byte_level(metadata, tokens, source)
-    elif kind == "llama":
-        backend = _sentencepiece(metadata, tokens)
-    else:
+    if kind not in ("gpt2", "llama"):
         raise WcseError(f"{source}: tokenizer model {kind!r} is not supported; known: gpt2, llama")
+    pre = _pre_tokenizer(metadata, source) if kind == "gpt2" else None
+    try:
+        return _build(metadata, tokens, pre)
+    except Exception as error:  # the Rust side raises plain Exception for merges outside the vocabulary
+        raise WcseError(f"{source}: its tokenizer is corrupt ({error}); download the file again") from None
+
+
+def _build(
+    metadata: dict[str, Any], tokens: list[str], pre: pre_tokenizers.PreTokenizer | None
+) -> PreTrainedTokenizerFast:
+    backend = _byte_level(metadata, tokens, pre) if pre else _sentencepiece(metadata, tokens)
     named = _named_tokens(metadata, tokens)
     if named.get("bos_token") and _adds_bos(metadata):
         bos = named["bos_token"]
@@ -92,27 +99,29 @@ def gguf_eos_ids(metadata: dict[str, Any]) -> frozenset[int]:
     return frozenset(stated | by_name)
 
 
-def _byte_level(metadata: dict[str, Any], tokens: list[str], source: str) -> Tokenizer:
-    pre = metadata.get("tokenizer.ggml.pre", "default")
+def _pre_tokenizer(metadata: dict[str, Any], source: str) -> pre_tokenizers.PreTokenizer:
+    """What cuts text into words before the merges, by its name in the file."""
+    name = metadata.get("tokenizer.ggml.pre", "default")
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if name in _SPLITS:
+        split = pre_tokenizers.Split(Regex(_SPLITS[name]), behavior="isolated")
+        raw = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([split, raw])
+    if name in _DIGITS_NAMES:
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain])
+    if name in _GPT2_NAMES:
+        return plain
+    known = ", ".join(sorted((*_SPLITS, *_DIGITS_NAMES, *_GPT2_NAMES)))
+    raise WcseError(
+        f"{source}: pre-tokenizer {name!r} is not known (known: {known}); load the Hugging Face folder"
+    )
+
+
+def _byte_level(metadata: dict[str, Any], tokens: list[str], pre: pre_tokenizers.PreTokenizer) -> Tokenizer:
     merges = [tuple(merge.split(" ", 1)) for merge in metadata.get("tokenizer.ggml.merges", [])]
     backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if pre in _SPLITS:
-        split = pre_tokenizers.Split(Regex(_SPLITS[pre]), behavior="isolated")
-        raw = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, raw])
-    elif pre in _DIGITS_NAMES:
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), plain]
-        )
-    elif pre in _GPT2_NAMES:
-        backend.pre_tokenizer = plain
-    else:
-        known = ", ".join(sorted((*_SPLITS, *_DIGITS_NAMES, *_GPT2_NAMES)))
-        raise WcseError(
-            f"{source}: pre-tokenizer {pre!r} is not known (known: {known}); load the Hugging Face folder"
-        )
-    if _SPLITS.get(pre) is _QWEN2:
+    backend.pre_tokenizer = pre
+    if _SPLITS.get(metadata.get("tokenizer.ggml.pre", "")) is _QWEN2:
         backend.normalizer = normalizers.NFC()
     backend.decoder = decoders.ByteLevel()
     _add_tokens(backend, metadata, tokens)

@@ -102,7 +102,12 @@ _ARCHITECTURES: dict[str, _Arch] = {
     ),
     "smollm3": _Arch(
         config_bias=True,
-        defaults={"num_key_value_heads": 4, "rope_theta": 2_000_000.0, "tie_word_embeddings": True},
+        defaults={
+            "num_key_value_heads": 4,
+            "rope_theta": 2_000_000.0,
+            "no_rope_layer_interval": 4,
+            "tie_word_embeddings": True,
+        },
     ),
     "gemma2": _Arch(
         gemma=True,
@@ -283,7 +288,7 @@ def _layer_kinds(values: Config, count: int) -> list[str]:
 def _slides(values: Config, layer: int) -> bool:
     """Whether a layer has a sliding window in configs that do not list ``layer_types``."""
     if "sliding_window_pattern" in values:  # Gemma: every pattern-th layer is global
-        return bool((layer + 1) % values["sliding_window_pattern"])
+        return bool((layer + 1) % _positive(values, "sliding_window_pattern"))
     if not values.get("use_sliding_window"):
         return False
     if values["model_type"] == "smollm3":
@@ -298,7 +303,7 @@ def _has_rope(values: Config, layer: int) -> bool:
     flags = values.get("no_rope_layers")
     if flags is not None and layer < len(flags):
         return bool(flags[layer])
-    return bool((layer + 1) % values.get("no_rope_layer_interval", 4))
+    return bool((layer + 1) % _positive(values, "no_rope_layer_interval"))
 
 
 def _rope(values: Config, kind: str) -> Rope:
