@@ -23,6 +23,7 @@ from wcse.answers import (
     pool_child,
 )
 from wcse.answers.algebra import Exact, Unreadable
+from wcse.answers.classes import MAX_JUDGED
 from wcse.answers.expression import Expression
 from wcse.types import WcseError
 
@@ -195,6 +196,53 @@ def test_classes_are_closed_transitively():
 
     links = [r"\log a", r"\log c", r"\log b", r"\log e"]
     assert answer_classes(links, Chain()) == [0, 0, 0, 1]
+
+
+class Counting:
+    """Calls texts of equal length equal, and counts the questions."""
+
+    def __init__(self):
+        self.asked = []
+
+    def judge(self, a, b):
+        self.asked.append((a, b))
+        return EQUAL if len(a) == len(b) else DIFFERENT
+
+
+def test_the_judge_sees_one_member_of_a_class_and_popular_classes_first():
+    judge = Counting()
+    assert answer_classes(["3", "3.0", "6/2", r"\log x", r"\log  x", "9", "9", "9", "9"], judge) == [
+        *[0, 0, 0],
+        *[1, 1],
+        *[2, 2, 2, 2],
+    ]
+    assert judge.asked == [("9", r"\log x"), ("3", r"\log x")]
+
+
+def test_questions_to_the_judge_are_bounded():
+    judge = Counting()
+    answer_classes([r"\log " + "x" * i for i in range(1, 60)], judge)
+    assert len(judge.asked) == MAX_JUDGED
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["1", "1.0", r"1\%", "0.01", r"\log 1", r"\log ab", r"\sin a", "1,2", "(1,2)", ""])
+    ),
+    st.randoms(),
+)
+def test_classes_do_not_depend_on_the_order(answers, shuffle):
+    def groups(texts):
+        classes = answer_classes(texts, Counting())
+        return {
+            frozenset(t for t, c in zip(texts, classes, strict=True) if c == number)
+            for number in set(classes)
+        }
+
+    mixed = list(answers)
+    shuffle.shuffle(mixed)
+    assert groups(answers) == groups(mixed)
 
 
 PIECES = [

@@ -5,7 +5,8 @@ where it is certain, by :class:`MathPool` (math-verify in killable child process
 ``UNDECIDED`` where nobody can tell: undecided answers never share a class and are never right or wrong.
 """
 
-from wcse.answers.compare import Judge, Verdict, answer_classes, compare, is_correct
+from wcse.answers.classes import answer_classes
+from wcse.answers.compare import Judge, Verdict, compare, is_correct
 from wcse.answers.extract import extract_answer
 from wcse.answers.pool import MathPool
 

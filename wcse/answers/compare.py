@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import StrEnum
-from itertools import combinations
 from typing import Protocol
 
 from wcse.answers.algebra import Unreadable
@@ -27,7 +26,9 @@ class Judge(Protocol):
 
 def compare(a: str, b: str, judge: Judge | None = None) -> Verdict:
     """Whether two answers are equal. Symmetric. Without a judge, what is not certain stays undecided."""
-    return _compare(read_answer(a), read_answer(b), judge)
+    left, right = read_answer(a), read_answer(b)
+    verdict = certain(left, right)
+    return verdict if verdict is not Verdict.UNDECIDED or judge is None else ask(left, right, judge)
 
 
 def is_correct(answer: str | None, gold: str, judge: Judge | None = None) -> Verdict:
@@ -37,40 +38,15 @@ def is_correct(answer: str | None, gold: str, judge: Judge | None = None) -> Ver
     return compare(answer, gold, judge)
 
 
-def answer_classes(answers: Sequence[str | None], judge: Judge | None = None) -> list[int | None]:
-    """A class number for each answer: equal answers share one. None and blank answers have none.
-
-    Classes are numbered in the order of their first member. Equality is closed transitively; an undecided pair
-    does not join.
-    """
-    texts = list(dict.fromkeys(answer for answer in answers if answer is not None and answer.strip()))
-    read = [read_answer(text) for text in texts]
-    parent = list(range(len(texts)))
-
-    def find(member: int) -> int:
-        while parent[member] != member:
-            parent[member] = member = parent[parent[member]]
-        return member
-
-    for i, j in combinations(range(len(texts)), 2):
-        low, high = sorted((find(i), find(j)))
-        if low != high and _compare(read[i], read[j], judge) is Verdict.EQUAL:
-            parent[high] = low
-    numbers: dict[int, int] = {}
-    class_of = {text: numbers.setdefault(find(i), len(numbers)) for i, text in enumerate(texts)}
-    return [None if answer is None else class_of.get(answer) for answer in answers]
+def ask(a: Answer, b: Answer, judge: Judge) -> Verdict:
+    """The judge's verdict, the same for both orders."""
+    return judge.judge(*sorted((a.text, b.text)))
 
 
-def _compare(a: Answer, b: Answer, judge: Judge | None) -> Verdict:
+def certain(a: Answer, b: Answer) -> Verdict:
+    """The verdict without a judge: exact, or undecided."""
     if a.plain == b.plain:
         return Verdict.EQUAL
-    verdict = _certain(a, b)
-    if verdict is Verdict.UNDECIDED and judge is not None:
-        return judge.judge(*sorted((a.text, b.text)))
-    return verdict
-
-
-def _certain(a: Answer, b: Answer) -> Verdict:
     if a.reading is None or b.reading is None:
         return Verdict.UNDECIDED
     try:

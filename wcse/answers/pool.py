@@ -51,8 +51,9 @@ class MathPool:
         for child in self._children:
             self._idle.put(child)
         self._hard: dict[str, bool] = {}
-        self._missing = find_spec("math_verify") is None
-        self._warned = threading.Lock()
+        missing = find_spec("math_verify") is None
+        self._unavailable = "math-verify is not installed; install wcse[math]" if missing else ""
+        self._said = threading.Lock()
         self._finalizer = weakref.finalize(self, _close_all, self._children)
 
     def judge(self, a: str, b: str) -> Verdict:
@@ -78,29 +79,28 @@ class MathPool:
 
     def _is_hard(self, text: str) -> bool:
         """Asked once for each text, so that a hostile one costs one time limit and not one for each partner."""
-        if text not in self._hard:
+        hard = self._hard.get(text)
+        if hard is None:
+            hard = self._ask(text) is Verdict.UNDECIDED
             if len(self._hard) >= MAX_REMEMBERED:
                 self._hard.clear()
-            self._hard[text] = self._ask(text) is Verdict.UNDECIDED
-        return self._hard[text]
+            self._hard[text] = hard
+        return hard
 
     def _ask(self, *texts: str) -> Verdict:
-        if self._missing:
-            self._warn("math-verify is not installed; install wcse[math]")
-            return Verdict.UNDECIDED
-        child = self._idle.get()
-        try:
-            return child.ask(texts)
-        except _NoChildError as error:
-            self._missing = True
-            self._warn(str(error))
-            return Verdict.UNDECIDED
-        finally:
-            self._idle.put(child)
-
-    def _warn(self, reason: str) -> None:
-        if self._warned.acquire(blocking=False):  # kept: said once for each pool
-            warnings.warn(f"answers that need symbolic algebra stay undecided: {reason}", stacklevel=4)
+        if not self._unavailable:
+            child = self._idle.get()
+            try:
+                return child.ask(texts)
+            except _NoChildError as error:
+                self._unavailable = str(error)
+            finally:
+                self._idle.put(child)
+        if self._said.acquire(blocking=False):  # and never released: said once for each pool
+            warnings.warn(
+                f"answers that need symbolic algebra stay undecided: {self._unavailable}", stacklevel=4
+            )
+        return Verdict.UNDECIDED
 
 
 class _NoChildError(Exception):

@@ -92,9 +92,9 @@ _TYPOGRAPHY = _rules(
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     ("[−–]", "-"),
 )
-_THOUSANDS_SPACES = _rules(
-    (r"(?<=\d)(?:\{,\}|,?\\[,!;: ])\s*(?=\d{3}(?!\d))", "")
-)  # 1{,}000  1\,000  1,\!000
+_THOUSANDS_SPACES = _rules(  # 1{,}000  1\,000  1,\!000
+    (r"(?<=\d)(?:\{,\}|,?\\[,!;: ])\s*(?=\d{3}(?!\d))", ""),
+)
 _NOTATION = _rules(
     (r"\\(?:cdot|times|ast)(?![a-zA-Z])|[×·⋅∗]", "*"),
     (r"\\div(?![a-zA-Z])|÷", "/"),
@@ -132,7 +132,7 @@ def _clean(text: str) -> str:
 def _group_thousands(text: str) -> str:
     """1,000 -> 1000, outside of brackets only: (1,000) is a pair."""
     depth, pieces, start = 0, [], 0
-    for match in re.finditer(r"[(\[{]|[)\]}]|" + _BARE_THOUSANDS.pattern, text):
+    for match in re.finditer(rf"[(\[{{]|[)\]}}]|{_BARE_THOUSANDS.pattern}", text):
         if match[0] in "([{":
             depth += 1
         elif match[0] in ")]}":
@@ -157,25 +157,8 @@ _UNIT = re.compile(
     rf"(?<=[\d}})%])(?:\s*{_TEXT}(?:\s*\^\s*(?:\d|\{{\d\}}))?|"
     rf"(?:\s+|(?<=\d)(?=[kcm]m\b|kg\b)){_UNIT_WORD}(?:\s*\^\s*\{{?\d\}}?)?(?:[\s/]+{_UNIT_WORD}(?:\^\{{?\d\}}?)?)*)\s*$"
 )
-_FUNCTIONS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "exp",
-        "mod",
-        "gcd",
-        "lcm",
-        "max",
-        "min",
-        "det",
-        "base",
-        "infinity",
-    ]
+_FUNCTION = re.compile(
+    r"\b(?:sin|cos|tan|cot|sec|csc|log|exp|mod|gcd|lcm|max|min|det|base|infinity)\b", re.IGNORECASE
 )
 _WORDS = re.compile(r"[a-zA-Z]{2,}(?:(?: +|-|')[a-zA-Z]{2,})*")
 _OPEN, _CLOSE = ("(", "[", r"\{", "{"), (")", "]", r"\}", "}")
@@ -290,7 +273,7 @@ def _read_scalar(text: str, label: str, depth: int) -> Scalar:
     text = re.sub(rf"^{_TEXT}$", r"\1", text)  # \text{A}, \text{5 cm}
     text = re.sub(r"^\((.)\)$", r"\1", text.strip())  # (A) inside \text{}
     unit = _UNIT.search(text)
-    if unit and not _FUNCTIONS & set(re.findall("[a-zA-Z]+", unit[0].lower())):
+    if unit and not _FUNCTION.search(unit[0]):
         text = text[: unit.start()]
     value = Expression(text, depth).value()
     return Scalar(value, percent, label, text if len(text) == 1 and text.isalpha() else "")
