@@ -173,7 +173,7 @@ def test_without_out_the_recipe_names_the_directory(
     [
         (
             "--tempreature=1",
-            "unknown argument '--tempreature' (did you mean --temperature?); see wcse solve --help",
+            "unknown argument '--tempreature' (did you mean '--temperature'?); see wcse solve --help",
         ),
         ("--temp=1", "unknown argument '--temp'"),
         ("--n=many", "argument --n: invalid int value: 'many'"),
@@ -199,7 +199,7 @@ def test_bad_options_are_one_line_and_write_nothing(
 def test_missing_options_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(["solve"], capsys) == "--policy, --problems, --strategy missing; see wcse solve --help"
     assert refused(["solve", "--polcy=x"], capsys).startswith(
-        "unknown argument '--polcy' (did you mean --policy?)"
+        "unknown argument '--polcy' (did you mean '--policy'?)"
     )
     assert "invalid choice: 'slove'" in refused(["slove"], capsys)
     assert cli.main([]) == 2

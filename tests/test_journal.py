@@ -28,7 +28,7 @@ HEADER = sample_runs.header()
 
 
 def fill(folder: Path, *records: SolveRecord, header: Header = HEADER) -> None:
-    with Journal.open(folder, header) as journal:
+    with Journal.open(folder, header, disk=_NoSync()) as journal:
         for record in records:
             journal.append(record)
 
@@ -149,6 +149,18 @@ def test_damage_before_intact_records_costs_only_the_damaged_one(tmp_path: Path)
         assert journal.done == {records[0].key, records[2].key}
         journal.append(records[1])
     assert sorted(stored(tmp_path)) == sorted(record.key for record in records)
+
+
+def test_a_repeated_line_counts_once_and_a_wrong_length_not_at_all(tmp_path: Path) -> None:
+    record = sample_runs.record()
+    fill(tmp_path, record)
+    path = tmp_path / FILE
+    head, line = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(head + line + line)
+    assert stored(tmp_path) == [record.key]
+    crc, length, content = line.split(b"\t", 2)
+    path.write_bytes(head + b"\t".join([crc, b"%d" % (int(length) + 1), content]))
+    assert stored(tmp_path) == []
 
 
 def test_a_foreign_or_damaged_header_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -457,7 +469,7 @@ DAMAGES: dict[str, Callable[[random.Random, bytes], bytes]] = {
 def test_power_cut_keeps_every_acknowledged_record(tmp_path: Path, damage: str) -> None:
     rng = random.Random(damage)
     records = sample_runs.run(problems=1)
-    for cut in range(60):
+    for cut in range(25):
         folder = tmp_path / str(cut)
         disk = _Crashing()
         keep = rng.randrange(len(records))

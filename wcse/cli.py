@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from wcse.names import suggest
 from wcse.types import WcseError
 
 if TYPE_CHECKING:
@@ -205,13 +206,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _unknown_argument(argument: str, command: str | None) -> str:
-    import difflib
-
     name = argument.partition("=")[0]
     known = [f"--{option}" for option, _ in _COMMANDS.get(command or "", ())]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"unknown argument {name!r}{hint}; see wcse {f'{command} ' if command else ''}--help"
+    return (
+        f"unknown argument {name!r}{suggest(name, known)}; see wcse {f'{command} ' if command else ''}--help"
+    )
 
 
 def _strategies(text: str) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ needs them. The gold answer is only carried; metrics alone may read it.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from wcse.names import suggest
 from wcse.types import Problem, WcseError
 
 PROMPT_COLUMNS = ("problem", "question", "prompt")
@@ -316,9 +316,3 @@ def _show(value: Any) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)``, or nothing when no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from wcse.problems import suggest
+from wcse.names import suggest
 from wcse.search import ALIASES, STRATEGIES, SearchConfig
 from wcse.types import WcseError
 
