@@ -101,6 +101,7 @@ def test_no_answer_at_all():
 
 def test_ties():
     assert majority(vote((0, 0.1), (1, 0.2))) == 1  # larger sum
+    assert majority(vote((0, 0.6), (0, 0.1), (1, 0.4), (1, 0.4))) == 2  # before the larger single score
     assert majority(vote((0, 0.4), (0, 0.4), (1, 0.5), (1, 0.3))) == 2  # equal sums, larger single score
     assert weighted(vote((0, 0.25), (0, 0.25), (1, 0.5))) == 2
     assert majority(vote((1, 0.5), (0, 0.5))) == 0  # smallest path
