@@ -50,7 +50,8 @@ struct SampleArgs {
 };
 void sample(const SampleArgs& g);
 
-// Multiply-adds on every thread of the pool for about this long: floating-point operations per second.
+// Floating-point operations per second of bare multiply-adds on every thread of the pool, each at its best within this
+// time.
 double fma_peak(double seconds);
 
 }  // namespace wcse::cpu

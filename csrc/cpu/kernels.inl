@@ -31,9 +31,8 @@ constexpr Table make_table(const char* name) {
     table.normalise = normalise;
     table.row_top = row_top;
     table.prefix_sums = prefix_sums;
-    table.histogram = histogram;
-    table.bin_ids = bin_ids;
-    table.ids_from = ids_from;
+    table.masses = masses;
+    table.ids_between = ids_between;
     table.exps = exps;
     table.fma_loop = fma_loop;
     return table;

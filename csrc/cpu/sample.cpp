@@ -2,9 +2,10 @@
 //
 // Min-p, top-k and top-p each keep a prefix of the ids in the order (larger logit, then lower id), so all three
 // together are one prefix: a logit and the last id that is kept among those equal to it. Top-k finds its end among
-// the few logits that can be in it (at least k blocks of 64 have a maximum as large as the k-th largest of those).
-// Top-p adds the weights up in bins by logit and sorts only the bin that the boundary falls into.
-// Draws that read one row share its passes. Every sum has one fixed order.
+// the few logits that can be in it (k blocks of 64 have a maximum no smaller than the k-th largest maximum). Top-p
+// leaves out what is so light that all of it could not matter; if many ids are left, it weighs the row at eight
+// thresholds at a time until the boundary lies between two that enclose few. Where few ids are kept, the draw
+// works on their list alone. Draws that read one row share its passes. Every sum has one fixed order.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -21,8 +22,9 @@ namespace wcse::cpu {
 namespace {
 
 constexpr float LOG2E = 1.44269504088896341f;
-constexpr int BINS = 1024;
-constexpr float BINS_PER_BIT = 16;  // 64 bits in all: what lies below weighs nothing
+constexpr float NONE = -std::numeric_limits<float>::infinity(), ALL = std::numeric_limits<float>::infinity();
+constexpr int64_t SHORT_LIST = 4096;  // ids that are cheaper to handle one by one than in passes over the row
+constexpr int ROUNDS = 8;  // of narrowing; by then only equal logits are left between two thresholds
 
 Prefix tighter(Prefix a, Prefix b) {
     return a.value > b.value || (a.value == b.value && a.last_id < b.last_id) ? a : b;
@@ -44,29 +46,70 @@ public:
 
     // Fixes temperature and filters for the draws that follow.
     void filter(float temperature, int32_t top_k, float top_p, float min_p) {
-        scale_ = std::min(LOG2E / temperature, 1e30f);  // finite times BINS_PER_BIT
+        scale_ = std::min(LOG2E / temperature, 1e30f);
         keep_ = everything();
+        const bool cut = min_p > 0 || (top_k > 0 && top_k < n_);
         if (min_p > 0) {
             const double least = top_.value + static_cast<double>(temperature) * std::log(static_cast<double>(min_p));
             keep_ = {std::min(top_.value, static_cast<float>(least)), n_ - 1};
         }
         if (top_k > 0 && top_k < n_) keep_ = tighter(keep_, first_k(top_k));
-        const bool raw = temperature == 1.f && min_p <= 0 && !(top_k > 0 && top_k < n_);
-        if (raw) {
+        if (temperature == 1.f && !cut) {
+            listed_ = false;
             sums_ = raw_sums_;
             total_ = raw_total_;
         } else {
-            add_up();
+            add_up(cut);
         }
         if (top_p < 1) {
             keep_ = tighter(keep_, nucleus(top_p));
-            add_up();
+            add_up(true);
         }
     }
 
     // The first kept id, in id order, whose cumulative share exceeds u.
-    int32_t draw(double u) {
+    int32_t draw(double u) const {
         const double target = u * total_;
+        if (!listed_) return draw_from_row(target);
+        const auto found = std::upper_bound(list_sums_.begin(), list_sums_.end(), target) - list_sums_.begin();
+        return list_[std::min(found, static_cast<std::ptrdiff_t>(list_.size()) - 1)];
+    }
+
+private:
+    int64_t blocks() const { return (n_ + SUM_BLOCK - 1) / SUM_BLOCK; }
+    Prefix everything() const { return {NONE, n_ - 1}; }
+    bool before(int32_t a, int32_t b) const { return x_[a] > x_[b] || (x_[a] == x_[b] && a < b); }
+
+    // Ids of keep_ with from <= x < to, ascending; false if there are more than most.
+    bool collect(float from, float to, int64_t most, std::vector<int32_t>& ids) const {
+        ids.resize(most + SUM_BLOCK);
+        const int64_t count = table_.ids_between(x_, n_, from, to, keep_, most, ids.data());
+        if (count >= 0) ids.resize(count);
+        return count >= 0;
+    }
+
+    std::vector<float> weights(const std::vector<int32_t>& ids) const {
+        std::vector<float> out(ids.size());
+        for (size_t i = 0; i < ids.size(); i++) out[i] = x_[ids[i]];
+        table_.exps(out.data(), static_cast<int64_t>(out.size()), top_.value, scale_, out.data());
+        return out;
+    }
+
+    // Sums of keep_: over its list if that may be short, else over the blocks of the row.
+    void add_up(bool may_be_short) {
+        listed_ = may_be_short && collect(keep_.value, ALL, SHORT_LIST, list_);
+        if (listed_) {
+            list_sums_.resize(list_.size());
+            total_ = 0;
+            const std::vector<float> weight = weights(list_);
+            for (size_t i = 0; i < list_.size(); i++) list_sums_[i] = total_ += weight[i];
+        } else {
+            sums_.resize(blocks());
+            total_ = table_.prefix_sums(x_, n_, top_.value, scale_, keep_, sums_.data());
+        }
+    }
+
+    int32_t draw_from_row(double target) const {
         double before = 0;
         int64_t block = 0, last = 0;
         for (; block < blocks() && before + sums_[block] <= target; block++) {
@@ -91,51 +134,70 @@ public:
         return static_cast<int32_t>(found);
     }
 
-private:
-    int64_t blocks() const { return (n_ + SUM_BLOCK - 1) / SUM_BLOCK; }
-    Prefix everything() const { return {-std::numeric_limits<float>::infinity(), n_ - 1}; }
-    bool before(int32_t a, int32_t b) const { return x_[a] > x_[b] || (x_[a] == x_[b] && a < b); }
-
-    void add_up() {
-        sums_.resize(blocks());
-        total_ = table_.prefix_sums(x_, n_, top_.value, scale_, keep_, sums_.data());
-    }
-
-    Prefix first_k(int32_t k) {
-        float least = -std::numeric_limits<float>::infinity();
+    Prefix first_k(int32_t k) const {
+        float least = NONE;
         if (k <= static_cast<int64_t>(block_tops_.size())) {
             std::vector<float> tops = block_tops_;
             std::nth_element(tops.begin(), tops.begin() + (k - 1), tops.end(), std::greater<float>());
             least = tops[k - 1];
         }
-        ids_.resize(n_ + 16);
-        const int64_t count = table_.ids_from(x_, n_, least, ids_.data());
-        std::nth_element(ids_.begin(), ids_.begin() + (k - 1), ids_.begin() + count,
-                         [&](int32_t a, int32_t b) { return before(a, b); });
-        return {x_[ids_[k - 1]], ids_[k - 1]};
+        std::vector<int32_t> ids(n_ + SUM_BLOCK);
+        ids.resize(table_.ids_between(x_, n_, least, ALL, everything(), n_, ids.data()));
+        std::nth_element(ids.begin(), ids.begin() + (k - 1), ids.end(), [&](int32_t a, int32_t b) { return before(a, b); });
+        return {x_[ids[k - 1]], ids[k - 1]};
     }
 
     // The shortest prefix of keep_ that holds the share p of its weight.
-    Prefix nucleus(float p) {
+    Prefix nucleus(float p) const {
         const double wanted = p * total_;
+        if (listed_) return shortest_prefix(list_, 0, wanted);
         // Ids lighter than this weigh less than the rest together: they cannot be in it.
-        const float least = static_cast<float>(0.5 * (1.0 - p) * total_ / static_cast<double>(n_));
-        const float bin_scale = scale_ * BINS_PER_BIT;
-        double bins[BINS] = {};
-        table_.histogram(x_, n_, top_.value, scale_, keep_, least, bin_scale, BINS, bins);
-        double before_bin = 0;
-        int bin = 0;
-        while (bin < BINS && before_bin + bins[bin] < wanted) before_bin += bins[bin++];
-        if (bin == BINS) return keep_;
-        ids_.resize(n_ + 16);
-        const int64_t count = table_.bin_ids(x_, n_, top_.value, keep_, bin_scale, BINS, bin, ids_.data());
-        std::sort(ids_.begin(), ids_.begin() + count, [&](int32_t a, int32_t b) { return before(a, b); });
-        std::vector<float> weight(count);
-        for (int64_t i = 0; i < count; i++) weight[i] = x_[ids_[i]];
-        table_.exps(weight.data(), count, top_.value, scale_, weight.data());
-        int64_t last = 0;
-        for (double sum = before_bin; last + 1 < count && (sum += weight[last]) < wanted;) last++;
-        return {x_[ids_[last]], ids_[last]};
+        const double least = 0.5 * (1.0 - p) * total_ / static_cast<double>(n_);
+        const double depth = -std::log2(least);  // in bits below the top
+        std::vector<int32_t> ids;
+        if (collect(below_top(depth), ALL, SHORT_LIST, ids)) return shortest_prefix(ids, 0, wanted);
+        // The boundary lies in from <= x < to; ids from `to` on weigh `above` < wanted.
+        double shallow = 0, deep = depth, above = 0;
+        float from = below_top(depth), to = ALL;
+        for (int round = 0; round < ROUNDS; round++) {
+            const double step = (deep - shallow) / (THRESHOLDS + 1);
+            float threshold[THRESHOLDS];
+            double mass[THRESHOLDS];
+            for (int t = 0; t < THRESHOLDS; t++) threshold[t] = below_top(shallow + step * (t + 1));
+            table_.masses(x_, n_, top_.value, scale_, keep_, threshold, mass);
+            const int t = static_cast<int>(std::lower_bound(mass, mass + THRESHOLDS, wanted) - mass);
+            if (t > 0) {
+                above = mass[t - 1];
+                to = threshold[t - 1];
+            }
+            if (t < THRESHOLDS) from = threshold[t];
+            deep = shallow + step * (t + 1);
+            shallow += step * t;
+            if (collect(from, to, SHORT_LIST, ids)) return shortest_prefix(ids, above, wanted);
+        }
+        collect(from, to, n_, ids);
+        return shortest_prefix(ids, above, wanted);
+    }
+
+    float below_top(double bits) const { return static_cast<float>(top_.value - bits / scale_); }
+
+    // Adds ids to what weighs `above` until it weighs `wanted`: orders only what lies around the boundary.
+    Prefix shortest_prefix(std::vector<int32_t> ids, double above, double wanted) const {
+        if (ids.empty()) return keep_;  // rounding: everything from here on is needed
+        auto begin = ids.begin(), end = ids.end();
+        while (end - begin > 1) {
+            const auto middle = begin + (end - begin) / 2;
+            std::nth_element(begin, middle, end, [&](int32_t a, int32_t b) { return before(a, b); });
+            double mass = above;
+            for (const float w : weights({begin, middle})) mass += w;
+            if (mass >= wanted) {
+                end = middle;
+            } else {
+                above = mass;
+                begin = middle;
+            }
+        }
+        return {x_[*begin], *begin};
     }
 
     const Table& table_;
@@ -149,7 +211,9 @@ private:
     Prefix keep_{};
     std::vector<double> sums_;
     double total_ = 0;
-    std::vector<int32_t> ids_;
+    bool listed_ = false;  // keep_ is list_, with running sums; else sums_ holds those of the row's blocks
+    std::vector<int32_t> list_;
+    std::vector<double> list_sums_;
 };
 
 void refuse(const char* field, int64_t draw, double value, const char* expected) {

@@ -69,47 +69,33 @@ double prefix_sums(const float* x, int64_t n, float top, float scale, Prefix kee
     return total;
 }
 
-inline Vec bin_places(const Vec& x, float top, float bin_scale) { return mul(sub(vset(top), x), vset(bin_scale)); }
-
-void histogram(const float* x, int64_t n, float top, float scale, Prefix keep, float least, float bin_scale, int n_bins,
-               double* bins) {
-    const Vec last = vset(static_cast<float>(n_bins - 1));
-    float weight[16], place[16];
-    each(x, 0, n, [&](int64_t i, const Vec& v) {
-        const Vec w = inside(v, weights(v, top, scale), i, keep);
-        unsigned lanes = lanes_at_least(w, least);
-        if (!lanes) return;
-        vstore(weight, w);
-        vstore(place, min(last, bin_places(v, top, bin_scale)));
-        for (; lanes; lanes &= lanes - 1) {
-            const int lane = __builtin_ctz(lanes);
-            bins[static_cast<int>(place[lane])] += weight[lane];
-        }
-    });
+void masses(const float* x, int64_t n, float top, float scale, Prefix keep, const float* thresholds, double* out) {
+    for (int t = 0; t < THRESHOLDS; t++) out[t] = 0;
+    for (int64_t begin = 0; begin < n; begin += SUM_BLOCK) {
+        Vec block[THRESHOLDS];
+        for (Vec& v : block) v = vzero();
+        each(x, begin, begin + SUM_BLOCK < n ? begin + SUM_BLOCK : n, [&](int64_t i, const Vec& v) {
+            const Vec w = inside(v, weights(v, top, scale), i, keep);
+            unroll<THRESHOLDS>([&](auto t) {
+                const Reg least = set1(thresholds[t]);
+                for (int j = 0; j < N_REGS; j++)
+                    block[t].r[j] = add_where(block[t].r[j], greater_equal(v.r[j], least), w.r[j]);
+            });
+        });
+        for (int t = 0; t < THRESHOLDS; t++) out[t] += sum(block[t]);
+    }
 }
 
-template <class F>
-inline int64_t collect(const float* x, int64_t n, int32_t* ids, F&& lanes_of) {
+int64_t ids_between(const float* x, int64_t n, float from, float to, Prefix keep, int64_t most, int32_t* ids) {
     int64_t count = 0;
-    each(x, 0, n, [&](int64_t i, const Vec& v) {
-        for (unsigned lanes = lanes_of(i, v); lanes; lanes &= lanes - 1)
-            ids[count++] = static_cast<int32_t>(i + __builtin_ctz(lanes));
-    });
-    return count;
-}
-
-int64_t bin_ids(const float* x, int64_t n, float top, Prefix keep, float bin_scale, int n_bins, int bin, int32_t* ids) {
-    const float from = static_cast<float>(bin), to = bin + 1 < n_bins ? from + 1 : INFINITE;
-    return collect(x, n, ids, [&](int64_t i, const Vec& v) -> unsigned {
-        const Vec place = bin_places(v, top, bin_scale);
-        const unsigned lanes = lanes_at_least(place, from) & ~lanes_at_least(place, to);
-        // -inf (and a lane past the end) lies in no bin that matters: its weight is 0.
-        return lanes ? lanes & lanes_at_least(inside(v, vset(1.f), i, keep), 1.f) : 0;
-    });
-}
-
-int64_t ids_from(const float* x, int64_t n, float least, int32_t* ids) {
-    return collect(x, n, ids, [&](int64_t, const Vec& v) { return lanes_at_least(v, least); });
+    const auto add_lanes = [&](int64_t i, const Vec& v) {
+        unsigned lanes = lanes_at_least(v, from) & ~lanes_at_least(v, to);
+        if (lanes) lanes &= lanes_at_least(inside(v, vset(1.f), i, keep), 1.f);
+        for (; lanes; lanes &= lanes - 1) ids[count++] = static_cast<int32_t>(i + __builtin_ctz(lanes));
+    };
+    for (int64_t begin = 0; begin < n && count <= most; begin += SUM_BLOCK)
+        each(x, begin, begin + SUM_BLOCK < n ? begin + SUM_BLOCK : n, add_lanes);
+    return count <= most ? count : -1;
 }
 
 void exps(const float* x, int64_t n, float top, float scale, float* out) {

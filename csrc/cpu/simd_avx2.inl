@@ -35,6 +35,7 @@ inline Mask unordered(Reg a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
 inline Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
 inline Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
 inline Reg select(Mask m, Reg a, Reg b) { return _mm256_blendv_ps(b, a, m); }
+inline Reg add_where(Reg acc, Mask m, Reg x) { return _mm256_add_ps(acc, _mm256_and_ps(m, x)); }
 inline unsigned bits(Mask m) { return static_cast<unsigned>(_mm256_movemask_ps(m)); }
 inline float sum16(const Reg* r) {
     const __m256 a = _mm256_add_ps(r[0], r[1]);

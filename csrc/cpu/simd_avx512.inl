@@ -35,6 +35,8 @@ inline Mask unordered(Reg a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
 inline Mask both(Mask a, Mask b) { return a & b; }
 inline Mask either(Mask a, Mask b) { return a | b; }
 inline Reg select(Mask m, Reg a, Reg b) { return _mm512_mask_blend_ps(m, b, a); }
+// acc + x where m holds, else acc (it may turn -0 into 0).
+inline Reg add_where(Reg acc, Mask m, Reg x) { return _mm512_mask_add_ps(acc, m, acc, x); }
 inline unsigned bits(Mask m) { return m; }
 // Sum and maximum of 16 lanes, always as ((i, i+8), i+4, i+2, i+1), so that every instruction set agrees.
 inline float sum16(const Reg* r) {

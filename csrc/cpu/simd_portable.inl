@@ -58,6 +58,7 @@ inline Mask unordered(Reg a) { return a != a; }
 inline Mask both(Mask a, Mask b) { return a & b; }
 inline Mask either(Mask a, Mask b) { return a | b; }
 inline Reg select(Mask m, Reg a, Reg b) { return m ? a : b; }
+inline Reg add_where(Reg acc, Mask m, Reg x) { return acc + select(m, x, zero()); }
 inline unsigned bits(Mask m) {
     return static_cast<unsigned>((m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8));
 }

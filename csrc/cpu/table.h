@@ -12,6 +12,7 @@ constexpr int BLOCK = PAGE * BLOCK_PAGES;
 constexpr int ATTEND_ROWS = 48;  // rows whose scores attention keeps at a time
 constexpr int PANEL = 16;        // output columns in one panel of a packed weight
 constexpr int SUM_BLOCK = 1024;  // logits per partial sum of the sampler
+constexpr int THRESHOLDS = 8;    // at which the sampler weighs a row in one pass
 
 struct LinearArgs {
     const float* x;         // [rows][k]
@@ -94,14 +95,11 @@ struct Table {
     RowTop (*row_top)(const float* x, int64_t n, float* block_tops);  // block_tops [ceil(n / 64)]
     // Sums of exp over the prefix per SUM_BLOCK, in fixed order; returns their sum.
     double (*prefix_sums)(const float* x, int64_t n, float top, float scale, Prefix keep, double* sums);
-    // Adds exp of the ids in the prefix with exp >= least to bins[min((top - x) * bin_scale, n_bins - 1)].
-    void (*histogram)(const float* x, int64_t n, float top, float scale, Prefix keep, float least, float bin_scale,
-                      int n_bins, double* bins);
-    // Ids of the prefix in the given bin, ascending; returns how many.
-    int64_t (*bin_ids)(const float* x, int64_t n, float top, Prefix keep, float bin_scale, int n_bins, int bin,
-                       int32_t* ids);
-    // Ids with x >= least, ascending; returns how many.
-    int64_t (*ids_from)(const float* x, int64_t n, float least, int32_t* ids);
+    // For each threshold the sum of exp over the ids of the prefix with x >= threshold.
+    void (*masses)(const float* x, int64_t n, float top, float scale, Prefix keep, const float* thresholds, double* out);
+    // Ids of the prefix with from <= x < to, ascending; returns how many, or -1 if there are more than `most`.
+    // ids has room for most + SUM_BLOCK.
+    int64_t (*ids_between)(const float* x, int64_t n, float from, float to, Prefix keep, int64_t most, int32_t* ids);
     void (*exps)(const float* x, int64_t n, float top, float scale, float* out);
     double (*fma_loop)(int64_t iterations);  // floating-point operations done
 };
