@@ -29,7 +29,8 @@ def recipe(**options: object) -> Recipe:
 
 
 def header(**options: object) -> Header:
-    return Header(recipe(**options).results(), inputs={"problems": "ab" * 32}, versions={"wcse": "0"})
+    names = tuple(problem(index).id for index in range(5))
+    return Header(recipe(**options).results(), {"problems": "ab" * 32}, names, {"wcse": "0"})
 
 
 def problem(index: int) -> Problem:

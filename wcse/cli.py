@@ -122,7 +122,9 @@ def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -
     from wcse.data.journal import Header, Journal
 
     inputs = {"problems": fingerprint_problems(problems), **_models(recipe)}
-    return Journal.open(directory, Header(recipe.results(), inputs, _versions()))
+    return Journal.open(
+        directory, Header(recipe.results(), inputs, tuple(p.id for p in problems), _versions())
+    )
 
 
 def _models(recipe: Recipe) -> dict[str, str]:

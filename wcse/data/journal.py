@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -43,11 +44,13 @@ class Header:
     Attributes:
         recipe: the fields that change results (``Recipe.results()``).
         inputs: fingerprints of what the recipe only names: problems, policy, verifier.
+        problems: ids of the problems in their own order; outputs follow it, whatever finished first.
         versions: of the packages of the first session; not compared.
     """
 
     recipe: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -64,7 +67,7 @@ class Journal:
 
     def __init__(self, path: Path, fd: int, lock: int, scan: _Scan, disk: Disk) -> None:
         self.path = path
-        self.done = set(scan.keys)
+        self.done = set(scan.places)
         self.torn = scan.torn
         self.damaged = scan.damaged
         self._fd = fd
@@ -101,7 +104,7 @@ class Journal:
         path = folder / FILE
         if path.exists():
             scan = _scan(path)
-            if not scan.keys and scan.header != header:  # nothing is lost or mixed: the run starts anew
+            if not scan.places and scan.header != header:  # nothing is lost or mixed: the run starts anew
                 _create(path, header, disk)
                 scan = _scan(path)
             _refuse_changes(folder, scan.header, header)
@@ -169,42 +172,47 @@ def read_header(directory: str | Path) -> Header:
 
 
 def read_records(directory: str | Path) -> Iterator[SolveRecord]:
-    """The records, one at a time, in the order of the journal; needs no lock and may run beside a writer.
+    """The records in the order of the problems, then of the recipe's strategies, whatever finished first.
+
+    One record is in memory at a time. Needs no lock and may run beside a writer.
 
     Raises:
         WcseError: there is no journal, or its header cannot be read.
     """
     path = _existing(directory)
-    seen: set[Key] = set()
+    scan = _scan(path)
+    problems = {name: place for place, name in enumerate(scan.header.problems)}
+    strategies = {name: place for place, name in enumerate(scan.header.recipe.get("strategies", ()))}
+
+    def place(key: Key) -> tuple[float, str, float, str]:
+        problem, strategy = key
+        return problems.get(problem, math.inf), problem, strategies.get(strategy, math.inf), strategy
+
     with path.open("rb") as lines:
-        _header(path, lines.readline())
-        for line in lines:
-            parts = _unframe(line)
-            if parts is None:
-                continue
-            record = SolveRecord.from_json(json.loads(parts[1]))
-            if record.key not in seen:
-                seen.add(record.key)
-                yield record
+        for key in sorted(scan.places, key=place):
+            lines.seek(scan.places[key])
+            parts = _unframe(lines.readline())
+            assert parts is not None, f"{path} changed while it was read"
+            yield SolveRecord.from_json(json.loads(parts[1]))
 
 
 @dataclass(frozen=True)
 class _Scan:
-    """What opening found: intact records, where the last one ends, and what lies around them."""
+    """What a journal holds: where each intact record starts, where the last one ends, and what lies around."""
 
     header: Header
-    keys: frozenset[Key]
+    places: dict[Key, int]
     end: int
     torn: int
     damaged: int
 
 
 def _scan(path: Path) -> _Scan:
-    keys: set[Key] = set()
+    places: dict[Key, int] = {}
     position = end = bad = damaged = 0
     with path.open("rb") as lines:
         for line in lines:
-            position += len(line)
+            start, position = position, position + len(line)
             if end == 0:
                 header = _header(path, line)
                 end = position
@@ -212,12 +220,12 @@ def _scan(path: Path) -> _Scan:
                 bad += 1
             else:
                 problem, strategy = json.loads(parts[0])
-                keys.add((problem, strategy))
+                places.setdefault((problem, strategy), start)
                 end, damaged = position, damaged + bad
                 bad = 0
     if end == 0:
         raise _not_a_journal(path)
-    return _Scan(header, frozenset(keys), end, torn=position - end, damaged=damaged)
+    return _Scan(header, places, end, torn=position - end, damaged=damaged)
 
 
 def _frame(key: Any, body: Any) -> bytes:
@@ -253,7 +261,7 @@ def _header(path: Path, line: bytes) -> Header:
             f"journal {str(path)!r}: format {data['format']}, but this version reads format {FORMAT}; "
             "use the version that wrote it, or another directory"
         )
-    return Header(**data)
+    return Header(**data | {"problems": tuple(data["problems"])})
 
 
 def _create(path: Path, header: Header, disk: Disk) -> None:

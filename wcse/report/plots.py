@@ -70,6 +70,7 @@ class _Frame:
     x1: float
     y0: float
     y1: float
+    step: float
 
     @classmethod
     def around(cls, xs: Sequence[float], ys: Sequence[float]) -> _Frame:
@@ -77,9 +78,10 @@ class _Frame:
         if low == high:
             low, high = low / 2, high * 2
         pad = (high / low) ** 0.03
-        bottom = max(0.0, math.floor((min(ys) - 0.02) * 5) / 5)
-        top = min(1.0, math.ceil((max(ys) + 0.02) * 10) / 10)
-        return cls(low / pad, high * pad, bottom, max(top, bottom + 0.1))
+        step = 0.1 if max(ys) - min(ys) <= 0.4 else 0.2
+        bottom = max(0.0, math.floor((min(ys) - 0.02) / step) * step)
+        top = min(1.0, math.ceil((max(ys) + 0.02) / step) * step)
+        return cls(low / pad, high * pad, bottom, max(top, bottom + step), step)
 
     def x(self, value: float) -> float:
         share = math.log(value / self.x0) / math.log(self.x1 / self.x0)
@@ -102,9 +104,8 @@ def _axes(
 ) -> str:
     right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
     parts = []
-    step = 0.1 if frame.y1 - frame.y0 <= 0.6 else 0.2
-    for index in range(round((frame.y1 - frame.y0) / step) + 1):
-        value = frame.y0 + index * step
+    for index in range(round((frame.y1 - frame.y0) / frame.step) + 1):
+        value = frame.y0 + index * frame.step
         if value > frame.y1 + 1e-9:
             break
         y = frame.y(value)
