@@ -1,0 +1,81 @@
+"""Imports point downwards only, the base stays light, and ``wcse --help`` answers at once."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import wcse
+
+ROOT = Path(wcse.__file__).parent
+LAYERS = (
+    (
+        "types",
+        "names",
+        "tokens",
+        "rng",
+        "ledger",
+        "votes",
+        "metrics",
+        "prompts",
+        "progress",
+        "answers",
+        "search",
+        "kernels",
+    ),
+    ("problems", "recipe", "models"),
+    ("engine", "data"),
+    ("reward", "report"),
+    ("solve",),
+    ("cli",),
+)
+FREE = {"zoo", "_core"}  # models and their training scripts use every layer; only path() is used from below
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+HEAVY = {"torch", "transformers", "pyarrow", "numpy", "pydantic"}
+
+
+def test_imports_point_downwards() -> None:
+    wrong = []
+    for file in ROOT.rglob("*.py"):
+        top = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        if top in FREE or top == "__init__":
+            continue
+        for name in _imported(file):
+            if name not in FREE and name != top and LEVEL[name] > LEVEL[top]:
+                wrong.append(f"{file.relative_to(ROOT)} imports wcse.{name}")
+    assert not wrong
+
+
+def test_search_imports_no_engine() -> None:
+    for file in (ROOT / "search").glob("*.py"):
+        assert _imported(file) <= {"types", "votes", "search"}, file
+
+
+def _imported(file: Path) -> set[str]:
+    """Names of the modules directly under wcse that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "wcse":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wcse."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("wcse.")}
+    return found
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from wcse.cli import main; main([]); print(*sorted(sys.modules))"
+    start = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert time.perf_counter() - start < 60
+    assert not HEAVY & set(out.stdout.split())
+
+
+def test_the_name_kernels_is_not_taken() -> None:
+    assert not (ROOT.parent / "kernels" / "__init__.py").exists()
+    code = "import wcse.kernels.ops, sys; assert 'kernels' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
