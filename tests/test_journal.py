@@ -446,6 +446,23 @@ def _done(folder: Path) -> set[tuple[str, str]]:
         return set(journal.done)
 
 
+def test_an_interrupted_append_closes_the_journal_for_writing(tmp_path: Path) -> None:
+    class Interrupting(_NoSync):
+        def write(self, fd: int, data: bytes) -> int:
+            super().write(fd, data[:10])
+            raise KeyboardInterrupt
+
+    fill(tmp_path)
+    record = sample_runs.record()
+    with Journal.open(tmp_path, HEADER, disk=Interrupting()) as journal:
+        with pytest.raises(KeyboardInterrupt):
+            journal.append(record)
+        with pytest.raises(WcseError, match="a write was interrupted; open it again"):
+            journal.append(record)
+    fill(tmp_path, record)
+    assert stored(tmp_path) == [record.key]
+
+
 class _Crashing(_NoSync):
     """Remembers how much of the journal was synced, to play a power cut."""
 

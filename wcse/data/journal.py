@@ -142,6 +142,11 @@ class Journal:
                 f"nothing stored is lost: {fix}, then run the same command again"
             )
             raise WcseError(self._failed) from error
+        except (
+            BaseException
+        ):  # an interrupt in the middle: the end of the file is unknown until it is opened again
+            self._failed = f"journal {str(self.path)!r}: a write was interrupted; open it again"
+            raise
         self.done.add(record.key)
 
     def close(self) -> None:
@@ -261,7 +266,12 @@ def _header(path: Path, line: bytes) -> Header:
             f"journal {str(path)!r}: format {data['format']}, but this version reads format {FORMAT}; "
             "use the version that wrote it, or another directory"
         )
-    return Header(**data | {"problems": tuple(data["problems"])})
+    try:
+        return Header(**data | {"problems": tuple(data["problems"])})
+    except (KeyError, TypeError) as error:
+        raise WcseError(
+            f"journal {str(path)!r}: written by another version of wcse ({error}); use that version"
+        ) from error
 
 
 def _create(path: Path, header: Header, disk: Disk) -> None:
