@@ -27,8 +27,8 @@ LAYERS = (
         "kernels",
     ),
     ("problems", "recipe", "models"),
-    ("engine", "data"),
-    ("reward", "report"),
+    ("engine", "data", "report"),
+    ("reward",),
     ("solve",),
     ("cli",),
 )

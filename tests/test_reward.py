@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForTokenClassification
 
-from wcse.engine.driver import Driver, Job, Outcome
+from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import Engine
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
 from wcse.reward.families import FAMILIES, Layout
 from wcse.reward.head import Head, head_from_tensors
 from wcse.reward.load import SHARED_FILE, load_prm, load_shared_head
-from wcse.reward.scorer import Scorer
 from wcse.search import STRATEGIES, SearchConfig
 from wcse.types import Node, Search, WcseError
 

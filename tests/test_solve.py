@@ -71,7 +71,7 @@ def test_one_sample_set_serves_three_selectors(records: list[SolveRecord]) -> No
         return {r.problem.id: [n.text for n in r.nodes] for r in records if r.strategy == name}
 
     assert texts("majority") == texts("best_of_n") == texts("weighted_best_of_n")
-    assert [part.members for part in plan(recipe())][0] == ("majority", "best_of_n", "weighted_best_of_n")
+    assert next(part.members for part in plan(recipe())) == ("majority", "best_of_n", "weighted_best_of_n")
 
 
 @pytest.mark.parametrize("runtime", [{"batch_size": 1}, {"batch_size": 3}, {"kv_memory_gb": 0.002}])

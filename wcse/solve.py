@@ -14,7 +14,7 @@ import torch
 
 from wcse.answers import Judge, MathPool, Verdict, answer_classes, extract_answer, is_correct
 from wcse.data.record import NodeRecord, Selection, SolutionRecord, SolveRecord
-from wcse.engine.driver import Driver, Job, Outcome
+from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import Engine
 from wcse.engine.llm import pages_in
 from wcse.engine.params import SamplingParams, StepRule
@@ -23,7 +23,6 @@ from wcse.progress import Progress
 from wcse.prompts import render_problem
 from wcse.recipe import SHARED, Recipe
 from wcse.reward.load import load_prm, load_shared_head
-from wcse.reward.scorer import Scorer
 from wcse.search import SearchConfig, Strategy, get_strategy
 from wcse.search.best_of_n import best_of_n, majority
 from wcse.types import Node, Problem, Search, WcseError

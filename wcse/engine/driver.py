@@ -9,17 +9,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from wcse.engine.engine import Account, Engine, Growth, Root
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.ledger import Ledger
 from wcse.types import Expand, Finish, Node, Parallel, Request, Score, Search, WcseError
 
-if TYPE_CHECKING:
-    from wcse.reward.scorer import Scorer
+Done = Callable[[float | None], None]
 
 CENSUS_EVERY = 16  # steps between two counts of pages
+
+
+class Scorer(Protocol):
+    """Scores steps. ``done`` hears the score in [0, 1]; None for a blank step; NaN when it cannot be read."""
+
+    default_agg: str
+
+    def submit(self, root: Root, problem: str, node: Node, done: Done) -> None:
+        """Queue a node whose ancestors are scored or queued before it."""
+
+    @property
+    def waiting(self) -> int:
+        """Nodes that could be scored now."""
+
+    def step(self) -> None:
+        """Score what waits."""
+
+    def account(self, root: Root) -> Account:
+        """What the verifier read for this problem."""
 
 
 @dataclass(frozen=True, slots=True)

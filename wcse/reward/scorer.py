@@ -8,20 +8,17 @@ new tokens are read. Neither knows of strategies, aggregation or answers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 from weakref import WeakKeyDictionary, finalize
 
 import torch
 
+from wcse.engine.driver import Done
 from wcse.engine.engine import Account, Engine, Root
 from wcse.engine.runner import KVMemoryError, Runner, Span
 from wcse.reward.families import Layout
 from wcse.reward.head import Head
 from wcse.types import Node
-
-Done = Callable[[float | None], None]
 
 READ_TOKENS = 1024  # tokens of one verifier batch
 
@@ -29,25 +26,6 @@ READ_TOKENS = 1024  # tokens of one verifier batch
 def blank(node: Node) -> bool:
     """Whether the node shows no text: it is no step, and has no score."""
     return not node.text.strip()
-
-
-class Scorer(Protocol):
-    """Scores steps. ``done`` hears the score in [0, 1]; None for a blank step; NaN when it cannot be read."""
-
-    default_agg: str
-
-    def submit(self, root: Root, problem: str, node: Node, done: Done) -> None:
-        """Queue a node whose ancestors are scored or queued before it."""
-
-    @property
-    def waiting(self) -> int:
-        """Nodes that could be scored now."""
-
-    def step(self) -> None:
-        """Score what waits."""
-
-    def account(self, root: Root) -> Account:
-        """What the verifier read for this problem."""
 
 
 class SharedHead:
