@@ -97,7 +97,9 @@ class Node:
         """
         steps = [step for step in self.steps() if step.score is not None or step.text.strip()]
         if any(step.score is None for step in steps):
-            raise WcseError(f"node {self.path}: not every step was scored; yield Score(...) first or set a PRM")
+            raise WcseError(
+                f"node {self.path}: not every step was scored; yield Score(...) first or set a PRM"
+            )
         return [step.score for step in steps if step.score is not None]
 
 
