@@ -199,6 +199,17 @@ def test_a_verifier_needs_no_output_matrix(folder: Folders) -> None:
         Decoder(spec, body)
 
 
+@pytest.mark.parametrize("variant", ["llama", "gemma2"])  # gemma2 is tied: read out of the packed matrix
+def test_embeddings_are_those_of_the_checkpoint(folder: Folders, variant: str) -> None:
+    decoder = ours(folder(variant))
+    tokens = torch.tensor(random_tokens(11, 50))
+    want = open_hf(folder(variant)).tensor("embed_tokens.weight")[tokens] * decoder.spec.embed_scale
+    assert torch.equal(decoder.embed(tokens), want)
+    for bad in (-1, VOCAB):
+        with pytest.raises(IndexError, match="is outside 0"):
+            decoder.embed(torch.tensor([3, bad]))
+
+
 def test_page_bytes_count_the_pool(folder: Folders) -> None:
     spec = spec_from_hf(read_json(folder("gemma3") / "config.json"))
     pool = KVPool(spec, 5)

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,14 +135,16 @@ class Decoder:
         """
         self.spec = spec
         self.backend = backend
-        self._embed = weights.tensor("embed_tokens.weight", spec.vocab_size, spec.dim).float()
+        embed = weights.tensor("embed_tokens.weight", spec.vocab_size, spec.dim)
+        self._head: ops.PackedLinear | None = None
+        if lm_head:
+            matrix = embed if spec.tied else weights.tensor("lm_head.weight", spec.vocab_size, spec.dim)
+            self._head = ops.pack_linear(matrix)
+        # A tied embedding is read out of the packed output matrix: a second copy could be a quarter of the model.
+        self._embedding = self._head if spec.tied and self._head else embed.float()
         self._ropes = _rope_tables(spec, weights)
         self._layers = [self._read_layer(i, layer, weights) for i, layer in enumerate(spec.layers)]
         self._norm = weights.tensor("norm.weight", spec.dim).float()
-        self._head: ops.PackedLinear | None = None
-        if lm_head:
-            matrix = self._embed if spec.tied else weights.tensor("lm_head.weight", spec.vocab_size, spec.dim)
-            self._head = ops.pack_linear(matrix)
 
     def _read_layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
         spec, prefix = self.spec, f"layers.{index}."
@@ -186,7 +189,6 @@ class Decoder:
             down_bias=bias(down, spec.mlp_bias),
         )
 
-    @torch.inference_mode()
     def forward(self, batch: Batch, kv: KVPool) -> Tensor:
         """Run every row through the model and write its keys and values to its slot.
 
@@ -194,20 +196,31 @@ class Decoder:
             float32 [len(out_rows), dim]: hidden states after the final norm.
         """
         self._grow_ropes(batch.positions)
-        x = self._embed[batch.tokens]
-        if self.spec.embed_scale != 1.0:
-            x *= self.spec.embed_scale
+        x = self.embed(batch.tokens)
         normed = self._rms(x, self._layers[0].attn_norm)
         for index, layer in enumerate(self._layers):
             attended = self._attend(normed, layer, batch, kv.k[index], kv.v[index])
             last = index + 1 == len(self._layers)
             if last:  # after the last attention only the rows that were asked for matter
-                x, attended = x[batch.out_rows], attended[batch.out_rows]
+                x, attended = _gather(x, batch.out_rows), _gather(attended, batch.out_rows)
             next_norm = self._norm if last else self._layers[index + 1].attn_norm
             normed = self._feed_forward(x, attended, layer, next_norm)
         return normed
 
-    @torch.inference_mode()
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the first layer gets for token ids int64 [T]: float32 [T, dim], scaled where the model asks.
+
+        Raises:
+            IndexError: an id is not in the vocabulary.
+        """
+        ids = tokens.numpy()
+        if ids.min() < 0 or ids.max() >= self.spec.vocab_size:  # numpy would count from the end
+            raise IndexError(f"token id {ids.min()} or {ids.max()} is outside 0..{self.spec.vocab_size - 1}")
+        x = _gather(self._embedding, tokens)
+        if self.spec.embed_scale != 1.0:
+            np.multiply(x.numpy(), np.float32(self.spec.embed_scale), out=x.numpy())
+        return x
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token, float32 [R, vocabulary], from hidden states [R, dim] of ``forward``."""
         if self._head is None:
@@ -252,7 +265,7 @@ class Decoder:
             window=layer.spec.window,
             backend=self.backend,
         )
-        return attended.view(len(attended), -1)
+        return attended.view(-1, spec.n_heads * spec.head_dim)
 
     def _feed_forward(self, x: Tensor, attended: Tensor, layer: _Layer, next_norm: Tensor) -> Tensor:
         """The rest of a layer. Adds to the residual ``x`` in place; returns it normed for the next layer."""
@@ -275,6 +288,16 @@ class Decoder:
         return ops.add_rms_norm(
             residual, x, weight, eps=spec.eps, offset=spec.norm_offset, backend=self.backend
         )
+
+
+def _gather(matrix: Tensor | ops.PackedLinear, rows: Tensor) -> Tensor:
+    """``matrix[rows]``, copied by numpy: torch would start an OpenMP region, which stalls on a busy machine."""
+    n = rows.numpy()
+    if isinstance(matrix, Tensor):
+        return torch.from_numpy(matrix.numpy().take(n, axis=0))
+    panels = matrix.panels.numpy()  # row n is column n % width of panel n // width
+    width = panels.shape[2]
+    return torch.from_numpy(panels[n // width, :, n % width])
 
 
 def _rope_tables(spec: ModelSpec, weights: Weights) -> dict[Rope, RopeTable]:

@@ -6,7 +6,8 @@ Knows where models are found and what belongs to one besides its weights (tokeni
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,10 @@ def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool |
     path = find_model(path_or_name)
     parts = _open_gguf(path) if path.suffix == ".gguf" else _open_folder(path)
     _check_vocabulary(path, parts)
+    with _one_thread():
+        decoder = Decoder(parts.spec, parts.weights, lm_head=bool(lm_head))
     return LoadedModel(
-        decoder=Decoder(parts.spec, parts.weights, lm_head=bool(lm_head)),
+        decoder=decoder,
         tokenizer=parts.tokenizer,
         spec=parts.spec,
         path=path,
@@ -203,6 +206,17 @@ def _check_vocabulary(path: Path, parts: _Parts) -> None:
     tokens = len(tokenizer) - len(tokenizer.get_added_vocab())
     if tokens > size:
         raise WcseError(f"{path}: the tokenizer has {tokens} tokens, the model {size}: not of one model")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Loading is hundreds of copies, each an OpenMP region that stalls for milliseconds on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _first_line(error: Exception) -> str:

@@ -47,7 +47,7 @@ class Weights:
             raise WcseError(
                 f"{self.source}: tensor {name} is missing; the file is incomplete or of another model"
             )
-        tensor = reader()
+        tensor = reader().detach()
         if shape and tuple(tensor.shape) != shape:
             raise WcseError(
                 f"{self.source}: tensor {name} has shape {list(tensor.shape)}, "
