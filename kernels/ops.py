@@ -12,7 +12,7 @@ Knows nothing of models, trees or engines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def tree_attention(
     q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
-    plan: Any,
+    plan: _core.Plan,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -121,21 +121,24 @@ def tree_attention(
     _check("k_pages", k_pages, _F32, (n_pages, n_kv, head_dim, PAGE))
     _check("v_pages", v_pages, _F32, (n_pages, n_kv, PAGE, head_dim))
     out = torch.empty_like(q)
-    _core.tree_attention(
-        plan,
-        q.data_ptr(),
-        k_pages.data_ptr(),
-        v_pages.data_ptr(),
-        out.data_ptr(),
-        n_heads,
-        n_kv,
-        head_dim,
-        n_pages,
-        scale,
-        softcap,
-        window,
-        torch.get_num_threads(),
-    )
+    try:
+        _core.tree_attention(
+            plan,
+            q.data_ptr(),
+            k_pages.data_ptr(),
+            v_pages.data_ptr(),
+            out.data_ptr(),
+            n_heads,
+            n_kv,
+            head_dim,
+            n_pages,
+            scale,
+            softcap,
+            window,
+            torch.get_num_threads(),
+        )
+    except ValueError as error:  # the plan reads pages that the pool does not have
+        raise WcseError(str(error)) from None
     return out
 
 

@@ -6,17 +6,18 @@ Knows nothing of pointers, threads or instruction sets, and does not check its a
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wcse import _core
+
 PAGE = 16
 """Tokens in one page of the KV pools."""
 
 
-def _path_tokens(plan: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _path_tokens(plan: _core.Plan) -> list[tuple[Tensor, Tensor, Tensor]]:
     """For every row: page, offset in the page and absolute position of the tokens it may see, root first."""
     names = ("lo", "hi", "page_begin", "page_end", "length", "seen", "pos")
     nodes = list(zip(*(getattr(plan.nodes, name).tolist() for name in names), strict=True))
@@ -34,7 +35,14 @@ def _path_tokens(plan: Any) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def tree_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, plan: Any, *, scale: float, softcap: float, window: int
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    plan: _core.Plan,
+    *,
+    scale: float,
+    softcap: float,
+    window: int,
 ) -> Tensor:
     """Attention of each row over the tokens on its path. Shapes as in ``ops.tree_attention``."""
     n_heads, head_dim = q.shape[1:]

@@ -57,17 +57,18 @@ void scale(float* out, const float* x, float factor, int64_t n) {
     if (i < n) vstore_n(out + i, mul(vload_n(x + i, static_cast<int>(n - i)), f), static_cast<int>(n - i));
 }
 
-// x / (1 + e^-x)
-inline Vec silu(const Vec& x) {
-    // e^-x may not exceed the range of exp2; beyond x = -87 the result is below the smallest normal number.
-    const Vec y = min(vset(126.f), mul(x, vset(-LOG2E)));
-    return div(x, add(vset(1.f), exp2(y)));
+// x / (1 + 2^-y)
+inline Vec gate(const Vec& x, const Vec& y) {
+    // 2^-y may not leave the range of exp2; a result beyond it is below the smallest normal number.
+    return div(x, add(vset(1.f), exp2(min(vset(126.f), sub(vzero(), y)))));
 }
 
-// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))
+inline Vec silu(const Vec& x) { return gate(x, mul(x, vset(LOG2E))); }
+
+// x / 2 * (1 + tanh(y)) = x / (1 + e^-2y), y = sqrt(2 / pi) * (x + 0.044715 x^3)
 inline Vec gelu_tanh(const Vec& x) {
-    const Vec inner = mul(x, fma(mul(x, x), vset(0.044715f * 0.79788456080286536f), vset(0.79788456080286536f)));
-    return mul(mul(x, vset(0.5f)), add(vset(1.f), tanh(inner)));
+    constexpr float a = 2.f * LOG2E * 0.79788456080286536f;
+    return gate(x, mul(x, fma(mul(x, x), vset(0.044715f * a), vset(a))));
 }
 
 void gated_act(const GatedArgs& g, int64_t begin, int64_t end) {

@@ -1,0 +1,137 @@
+"""Helpers of the kernel tests: forests whose content depends only on labels, and the error bound.
+
+A token of a forest is known by its node's label and its index in the node; its key, value and query are a
+function of those, so the same row can be computed in different trees, batches and pages and compared bit by bit.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wcse import _core
+from wcse.kernels import ops
+
+
+def assert_as_good_as_torch(
+    got: Tensor, exact: Tensor, torch_float32: Tensor, *, factor: float = 3.0, floor: float = 2e-7
+) -> None:
+    """The error against float64 is at most ``factor`` times that of the same maths in torch float32."""
+    assert got.shape == exact.shape and got.dtype == torch.float32
+    scale = max(1.0, float(exact.abs().max()))
+    error = float((got - exact).abs().max()) / scale
+    allowed = factor * float((torch_float32 - exact).abs().max()) / scale + floor
+    assert error <= allowed, f"error {error:.2e}, allowed {allowed:.2e}"
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: _core.Plan,
+    softcap: float = 0.0,
+    window: int = 0,
+    backend: ops.Backend = "cpp",
+) -> Tensor:
+    """``ops.tree_attention`` with the usual scale."""
+    return ops.tree_attention(
+        q, k, v, plan, scale=q.shape[-1] ** -0.5, softcap=softcap, window=window, backend=backend
+    )
+
+
+def each_isa() -> Iterator[str]:
+    """Every instruction set that this processor runs, in use while the loop's body works."""
+    before = _core.cpu_isa()
+    try:
+        for isa in _core.cpu_isas():
+            _core.set_cpu_isa(isa)
+            yield isa
+    finally:
+        _core.set_cpu_isa(before)
+
+
+class Forest:
+    """A KV tree with filled pools. Unused slots hold ``poison``; pages are handed out in shuffled order."""
+
+    def __init__(
+        self,
+        *,
+        kv_heads: int,
+        group: int,
+        head_dim: int,
+        pages: int = 96,
+        poison: float = float("nan"),
+        shuffle: int = 0,
+    ) -> None:
+        self.tree = _core.KVTree(pages)
+        self.k = torch.full((pages, kv_heads, head_dim, 16), poison)
+        self.v = torch.full((pages, kv_heads, 16, head_dim), poison)
+        self.shape = (kv_heads, group, head_dim)
+        self.ids: dict[str, int] = {}
+        self.length: dict[str, int] = {}
+        self._mix_pages(shuffle)
+
+    def _mix_pages(self, seed: int) -> None:
+        """Free every page in a random order, so that equal trees lie in different pages."""
+        total = self.tree.stats()["total"]
+        nodes = []
+        for _ in range(total):
+            nodes.append(self.tree.fork(0))
+            self.tree.extend(nodes[-1], [0])
+        self.tree.settle()
+        for i in np.random.default_rng(seed).permutation(total):
+            self.tree.release(nodes[i])
+
+    def _content(self, label: str, kind: str, heads: int, length: int) -> Tensor:
+        """[length, heads, d]; a longer node begins with the content of a shorter one."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{label}/{kind}".encode()))
+        return torch.randn(max(length, 1), heads, self.shape[2], generator=generator)[:length]
+
+    def add(self, label: str, parent: str | None, length: int) -> None:
+        """A child of ``parent`` (which gets sealed) with ``length`` tokens, its keys and values written."""
+        above = 0 if parent is None else self.ids[parent]
+        if parent is not None and not self.tree.sealed(above):
+            self.tree.seal(above)
+        node = self.tree.fork(above)
+        slots = torch.from_numpy(self.tree.extend(node, list(range(length)))).long()
+        page, offset = slots // 16, slots % 16
+        self.k[page, :, :, offset] = self._content(label, "k", self.shape[0], length)
+        self.v[page, :, offset, :] = self._content(label, "v", self.shape[0], length)
+        self.ids[label], self.length[label] = node, length
+
+    def plan(self, segments: Sequence[tuple[str, int]]) -> _core.Plan:
+        """The plan of the last n tokens of each node."""
+        return _core.plan(self.tree, [self.ids[label] for label, _ in segments], [n for _, n in segments])
+
+    def queries(self, segments: Sequence[tuple[str, int]], plan: _core.Plan) -> Tensor:
+        """[T, Hq, d] in the order of the plan."""
+        kv_heads, group, head_dim = self.shape
+        q = torch.empty(plan.n_rows, kv_heads * group, head_dim)
+        for (label, n), start in zip(segments, plan.row_start.tolist(), strict=True):
+            q[start : start + n] = self._content(label, "q", kv_heads * group, self.length[label])[-n:]
+        return q
+
+    def rows(
+        self, segments: Sequence[tuple[str, int]], softcap: float = 0.0, window: int = 0
+    ) -> dict[tuple[str, int], Tensor]:
+        """The native result of every row, by node label and token index."""
+        plan = self.plan(segments)
+        out = attend(self.queries(segments, plan), self.k, self.v, plan, softcap, window)
+        return {
+            (label, self.length[label] - n + i): out[start + i]
+            for (label, n), start in zip(segments, plan.row_start.tolist(), strict=True)
+            for i in range(n)
+        }
+
+
+def each_thread_count(run: Callable[[], Tensor]) -> list[Tensor]:
+    """The result with one, two and three threads."""
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(run())
+    return results
