@@ -177,6 +177,18 @@ def test_out_rows_choose_and_order(folder: Folders) -> None:
         assert torch.equal(one[0], rows[-1])
 
 
+def test_no_rows_may_be_wanted(folder: Folders) -> None:
+    """A prompt's earlier blocks are run for their keys and values only."""
+    decoder = ours(folder("llama"))
+    tree, pool = _core.KVTree(8), KVPool(decoder.spec, 8)
+    node = tree.fork(0)
+    slots = torch.tensor(tree.extend(node, np.array([1, 2, 3], np.int32)))
+    plan = _core.plan(tree, np.array([node], np.int32), np.array([3], np.int32))
+    batch = Batch(torch.tensor([1, 2, 3]), torch.tensor(plan.positions), slots, plan, torch.tensor([]).long())
+    assert decoder.logits(decoder.forward(batch, pool)).shape == (0, VOCAB)
+    assert pool.v[-1][:, :, :3].any()
+
+
 def test_half_precision_files_are_widened(folder: Folders, tmp_path: Path) -> None:
     path = tiny_models.build("llama", tmp_path, dtype=torch.float16)
     tokens = random_tokens(9, 40)
@@ -215,6 +227,7 @@ def test_page_bytes_count_the_pool(folder: Folders) -> None:
     pool = KVPool(spec, 5)
     stored = sum(pages.numel() * pages.element_size() for pages in (*pool.k, *pool.v))
     assert stored == 5 * pool.bytes_per_page == 5 * KVPool.page_bytes(spec)
+    assert all(pages.data_ptr() % 64 == 0 and not pages.any() for pages in (*pool.k, *pool.v))
 
 
 def test_rope_tables_keep_their_bits_when_they_grow() -> None:

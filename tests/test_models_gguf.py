@@ -243,6 +243,7 @@ def test_a_missing_tensor_and_an_unknown_type_are_named(file: Path, tmp_path: Pa
         ),
         ("llama.expert_count", 8, "mixture-of-experts models are not supported"),
         ("llama.block_count", 0, "num_hidden_layers must be a positive integer, not 0"),
+        ("llama.rope.dimension_count", 16, "rotating only a part of each head is not supported"),
         ("llama.rope.scaling.type", "yarn", "rope scaling 'yarn' is not supported"),
     ],
 )

@@ -1,9 +1,8 @@
 """The bytes behind every token id, for byte-level BPE and sentencepiece-style tokenizers.
 
 Concatenating the bytes of a sequence gives exactly the text that it encodes, also where a character is spread
-over several tokens; that is what delimiter and stop matching and streaming need, and what
-``tokenizer.decode`` cannot give token by token. Knows nothing of models or of how text is split into
-tokens.
+over several tokens; that is what delimiter and stop matching and streaming need, and what ``tokenizer.decode``
+cannot give token by token. Knows nothing of models or of how text is split.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 def token_bytes(tokenizer: Any, *, size: int = 0) -> list[bytes]:
     """The bytes of each token id; special tokens and ids without a token are ``b""``.
 
-    Added tokens stand for their own text. Tokenizers that put a space before the first word (Llama-2) show
-    that
+    Added tokens stand for their own text. Tokenizers that put a space before the first word (Llama-2) show that
     space: a table cannot know what is first.
 
     Args:
@@ -32,8 +30,7 @@ def token_bytes(tokenizer: Any, *, size: int = 0) -> list[bytes]:
         size: least length of the table; models often have more rows than the tokenizer has tokens.
 
     Raises:
-        WcseError: the tokenizer is neither byte-level nor sentencepiece-style, or has more than ``size``
-        tokens.
+        WcseError: the tokenizer is neither byte-level nor sentencepiece-style.
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not isinstance(backend, Tokenizer):

@@ -1,9 +1,8 @@
 """One decoder for every architecture: a ``ModelSpec`` says which parts of the Llama block are switched on.
 
 ``forward`` runs a batch of rows (new tokens) against paged keys and values and returns hidden states;
-``logits`` is a separate call, so that a verifier never pays for the vocabulary. Each row's result depends
-on its own path only, not on the rows beside it. Knows nothing of requests, sampling, page allocation or
-files.
+``logits`` is a separate call, so that a verifier never pays for the vocabulary. Each row's result depends on
+its own path only, not on the rows beside it. Knows nothing of requests, sampling, page allocation, files.
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ from torch import Tensor
 from wcse.kernels import ops
 from wcse.models.spec import LayerSpec, ModelSpec, Rope
 from wcse.models.weights import Weights
-
-PAGE = 16
-"""Tokens in one page of the KV pools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +42,28 @@ class KVPool:
         heads, d = spec.n_kv_heads, spec.head_dim
         self.num_pages = num_pages
         self.bytes_per_page = self.page_bytes(spec)
-        self.k = [torch.zeros(num_pages, heads, d, PAGE) for _ in spec.layers]
-        self.v = [torch.zeros(num_pages, heads, PAGE, d) for _ in spec.layers]
+        self.k = [_lazy_zeros(num_pages, heads, d, ops.PAGE) for _ in spec.layers]
+        self.v = [_lazy_zeros(num_pages, heads, ops.PAGE, d) for _ in spec.layers]
 
     @staticmethod
     def page_bytes(spec: ModelSpec) -> int:
         """Bytes of one page over all layers, keys and values."""
-        return len(spec.layers) * 2 * spec.n_kv_heads * spec.head_dim * PAGE * 4
+        return len(spec.layers) * 2 * spec.n_kv_heads * spec.head_dim * ops.PAGE * 4
+
+
+def _lazy_zeros(*shape: int) -> Tensor:
+    """Float32 zeros on a cache-line boundary that take memory only where they are written to."""
+    count = math.prod(shape)
+    raw = np.zeros(count + 16, np.float32)
+    start = -raw.ctypes.data % 64 // 4
+    return torch.from_numpy(raw[start : start + count].reshape(shape))
 
 
 class RopeTable:
-    """Cosines and sines [positions, head_dim/2] of one rope, grown on demand: a long context costs no memory
-    until a path is that long."""
+    """Cosines and sines [positions, head_dim/2] of one rope.
+
+    They are grown on demand, so a long context costs nothing until a path is that long.
+    """
 
     def __init__(self, rope: Rope, head_dim: int, factors: Tensor | None = None) -> None:
         """``factors`` [head_dim/2], when given, divide the frequencies (how GGUF stores llama3 scaling)."""
@@ -140,7 +146,7 @@ class Decoder:
         if lm_head:
             matrix = embed if spec.tied else weights.tensor("lm_head.weight", spec.vocab_size, spec.dim)
             self._head = ops.pack_linear(matrix)
-        # A tied embedding is read out of the packed output matrix: a second copy could be a quarter of the model.
+        # A tied embedding is read out of the packed output matrix: a second copy may be a quarter of the model.
         self._embedding = self._head if spec.tied and self._head else embed.float()
         self._ropes = _rope_tables(spec, weights)
         self._layers = [self._read_layer(i, layer, weights) for i, layer in enumerate(spec.layers)]

@@ -2,8 +2,7 @@
 
 What llama.cpp changes when it converts is undone here: it permutes the rows of Llama's query and key matrices
 (its rope works on neighbouring pairs), adds 1 to Gemma's norm weights, and stores llama3 rope scaling as a
-tensor of factors. Knows nothing of the container's bytes (``gguf_file``) or of tokenizers
-(``gguf_tokenizer``).
+tensor of factors. The container's bytes are ``gguf_file``'s business, tokenizers ``gguf_tokenizer``'s.
 """
 
 from __future__ import annotations
@@ -70,8 +69,7 @@ def spec_from_gguf(file: GgufFile) -> ModelSpec:
     """The spec that a GGUF file's metadata describes.
 
     Raises:
-        WcseError: unknown architecture, a required key is missing, mixture of experts, or unsupported rope
-        scaling.
+        WcseError: unknown architecture, a required key is missing, mixture of experts, or unsupported rope.
     """
     name = file.metadata.get("general.architecture")
     if name not in _ARCHITECTURES:
@@ -85,10 +83,16 @@ def spec_from_gguf(file: GgufFile) -> ModelSpec:
     }
     if keys.get("expert_count"):
         raise WcseError(f"{file.path}: mixture-of-experts models are not supported; take a dense one")
+    if "token_embd.weight" not in file.tensors:
+        raise WcseError(f"{file.path}: tensor token_embd.weight is missing; the file is not a language model")
     try:
         spec = spec_from_hf(_config(name, keys, file))
     except WcseError as error:  # the reader thinks in config.json fields; say which file it was
         raise WcseError(f"{file.path}: metadata as {error}") from None
+    if keys.get("rope.dimension_count", spec.head_dim) != spec.head_dim:
+        raise WcseError(
+            f"{file.path}: rope.dimension_count: rotating only a part of each head is not supported"
+        )
     return replace(spec, norm_offset=0.0)  # the stored norm weights include Gemma's 1
 
 
@@ -96,9 +100,9 @@ def _config(name: str, keys: dict[str, Any], file: GgufFile) -> dict[str, Any]:
     """The ``config.json`` that the metadata corresponds to."""
     config: dict[str, Any] = {
         "model_type": _ARCHITECTURES[name],
-        "vocab_size": file.tensors["token_embd.weight"].shape[0]
-        if "token_embd.weight" in file.tensors
-        else None,
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "num_key_value_heads": keys.get("attention.head_count"),
+        "rope_theta": 10_000.0,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": name != "qwen2" and "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,

@@ -1,10 +1,8 @@
 """The GGUF container: metadata, the table of tensors, and tensors dequantised to torch on demand.
 
 The header is parsed here rather than by ``gguf.GGUFReader``, which keeps several numpy views for each of
-300,000
-strings: seconds for a tokenizer of ordinary size, here a fraction of one; and every length is checked
-against the file. Block formats are left to the ``gguf`` package. Knows nothing of architectures or
-tokenizers.
+300,000 strings: seconds for a tokenizer of ordinary size, here a fraction of one; and every length is checked
+against the file. Block formats are left to ``gguf``. Knows nothing of architectures or tokenizers.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 An architecture is one row of ``_ARCHITECTURES``: how it differs from the plain Llama block. Both spellings of
 the rope fields are read (``rope_theta``/``rope_scaling`` and the newer ``rope_parameters``). A feature that
-would change the arithmetic and is not supported is refused, never ignored. Knows nothing of weights or
-files.
+would change the arithmetic and is not supported is refused, never ignored. Knows nothing of weights.
 """
 
 from __future__ import annotations
@@ -95,11 +94,7 @@ _ARCHITECTURES: dict[str, _Arch] = {
         defaults={"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131_072}
     ),
     "qwen2": _Arch(qkv_bias=True, defaults=_QWEN),
-    "qwen3": _Arch(
-        qk_norm=True,
-        config_bias=True,
-        defaults=_QWEN | {"head_dim": 128},
-    ),
+    "qwen3": _Arch(qk_norm=True, config_bias=True, defaults=_QWEN | {"head_dim": 128}),
     "smollm3": _Arch(
         config_bias=True,
         defaults={
@@ -265,7 +260,7 @@ def _layers(values: Config, count: int) -> tuple[LayerSpec, ...]:
 
 
 def _layer_kinds(values: Config, count: int) -> list[str]:
-    """ "full_attention" or "sliding_attention" for every layer."""
+    """The kind of every layer: "full_attention" or "sliding_attention"."""
     arch = values["model_type"]
     kinds = values.get("layer_types")
     if arch in ("llama", "mistral"):  # they have no mixed layers: transformers ignores layer_types here too
@@ -273,11 +268,8 @@ def _layer_kinds(values: Config, count: int) -> list[str]:
         kinds = ["sliding_attention" if sliding else "full_attention"] * count
     elif kinds is None:
         kinds = ["sliding_attention" if _slides(values, i) else "full_attention" for i in range(count)]
-    if (
-        not isinstance(kinds, list)
-        or len(kinds) < count
-        or set(kinds) - {"full_attention", "sliding_attention"}
-    ):
+    known = {"full_attention", "sliding_attention"}
+    if not isinstance(kinds, list) or len(kinds) < count or set(kinds) - known:
         raise WcseError(
             f"config.json: layer_types must hold {count} times 'full_attention' or 'sliding_attention', "
             f"not {kinds!r}"

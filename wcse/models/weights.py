@@ -1,9 +1,8 @@
 """Named tensors of a model, read one at a time and checked for shape.
 
 The names are canonical, whatever the file calls them: ``embed_tokens.weight``, ``norm.weight``,
-``lm_head.weight``, ``layers.3.self_attn.q_proj.weight``; tensors outside the decoder (a value head, say)
-keep their own names. Knows
-nothing of file formats: ``hf`` and ``gguf`` say how each tensor is read.
+``lm_head.weight``, ``layers.3.self_attn.q_proj.weight``; tensors outside the decoder (a value head, say) keep
+their own names. Knows nothing of file formats: ``hf`` and ``gguf`` say how each tensor is read.
 """
 
 from __future__ import annotations
