@@ -15,8 +15,10 @@ from wcse.types import WcseError
 from wcse.votes import rank_key
 
 
-def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(k: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval of a share: ``k`` successes in ``n`` trials, at the ``z`` quantile (95 %).
+
+    ``k`` may be a fraction: the mean over several samples of each of the ``n`` problems, times ``n``.
 
     Nothing tried says nothing: (0, 1) for ``n = 0``.
 

@@ -25,7 +25,7 @@ from wcse.recipe import SHARED, Recipe
 from wcse.reward.load import load_prm, load_shared_head
 from wcse.search import SearchConfig, Strategy, get_strategy
 from wcse.search.best_of_n import best_of_n, majority
-from wcse.types import Node, Problem, Search, WcseError
+from wcse.types import Node, Problem, Search
 from wcse.votes import SELECTORS, ballots, get_selector
 
 ROWS = 256
@@ -57,7 +57,7 @@ def solve(
         recipe: what to run.
         problems: what to solve; ids must be distinct.
         on_record: hears each finished (problem, strategy).
-        on_progress: hears how far the run is, after each record.
+        on_progress: hears how far the run is, after each step of the engine.
         skip: (problem id, strategy) pairs that are done already.
 
     Raises:
@@ -71,12 +71,7 @@ def solve(
     kv = recipe.kv_memory_gb or KV_GIB
     engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
     scorer = _scorer(recipe, engine, kv) if any(p.scored for p in passes) else None
-    config = SearchConfig(
-        n=recipe.n,
-        beam_width=recipe.beam_width,
-        num_iterations=recipe.num_iterations,
-        agg_strategy=recipe.agg_strategy,
-    )
+    config = recipe.search_config
     config = config.with_default(scorer.default_agg if scorer else "last")
     meter = _Meter(engine, on_progress, total=len(problems) * len(recipe.strategies), skipped=len(done))
     with MathPool() as judge:
@@ -84,7 +79,11 @@ def solve(
             todo = [p for p in problems if any((p.id, name) not in done for name in part.members)]
             by_id = {p.id: p for p in todo}
             driver = Driver(
-                engine, scorer if part.scored else None, params=_params(recipe), rule=_rule(recipe)
+                engine,
+                scorer if part.scored else None,
+                params=_params(recipe),
+                rule=StepRule(recipe.delimiter, recipe.max_step_tokens),
+                on_step=meter.tell,
             )
             for outcome in driver.run(_jobs(todo, policy, recipe, part.strategy, config)):
                 problem = by_id[outcome.job.name]
@@ -92,7 +91,8 @@ def solve(
                 for name in part.members:
                     if (problem.id, name) not in done:
                         on_record(_record(graded, name))
-                        meter.record()
+                        meter.done += 1
+        meter.tell()
 
 
 def solve_all(recipe: Recipe, problems: Sequence[Problem]) -> list[SolveRecord]:
@@ -108,18 +108,8 @@ def solve_all(recipe: Recipe, problems: Sequence[Problem]) -> list[SolveRecord]:
 
 
 def plan(recipe: Recipe) -> list[_Pass]:
-    """The passes that serve the recipe's strategies.
-
-    Raises:
-        WcseError: a strategy needs a verifier and the recipe has none.
-    """
+    """The passes that serve the recipe's strategies."""
     named = [get_strategy(name) for name in recipe.strategies]
-    unverified = [name for name, strategy in named if strategy.needs_prm]
-    if unverified and recipe.prm is None:
-        raise WcseError(
-            f"strategy={unverified[0]!r} needs a verifier; set prm (a model, or 'shared' for the policy's own head), "
-            "or use greedy or majority"
-        )
     sampled = [(name, s) for name, s in named if s.run in (best_of_n, majority)]
     passes = [_Pass((name,), s, s.needs_prm) for name, s in named if (name, s) not in sampled]
     if sampled:
@@ -139,10 +129,6 @@ def _params(recipe: Recipe) -> SamplingParams:
         min_p=recipe.min_p,
         max_tokens=recipe.max_tokens,
     )
-
-
-def _rule(recipe: Recipe) -> StepRule:
-    return StepRule(recipe.delimiter, recipe.max_step_tokens)
 
 
 def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
@@ -260,18 +246,18 @@ def _nodes(outcome: Outcome, *, scored: bool) -> tuple[NodeRecord, ...]:
 class _Meter:
     """Turns the engine's counters into progress."""
 
-    def __init__(self, engine: Engine, tell: Callable[[Progress], None], *, total: int, skipped: int) -> None:
+    def __init__(self, engine: Engine, hear: Callable[[Progress], None], *, total: int, skipped: int) -> None:
         self.engine = engine
-        self.tell = tell
+        self.hear = hear
         self.total = total
         self.skipped = skipped
         self.done = skipped
         self.start = time.perf_counter()
 
-    def record(self) -> None:
-        self.done += 1
+    def tell(self) -> None:
+        """Report how far the run is."""
         stats = self.engine.runner.tree.stats()
-        self.tell(
+        self.hear(
             Progress(
                 problems_done=self.done,
                 problems_total=self.total,

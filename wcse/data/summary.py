@@ -65,7 +65,7 @@ class _Tally:
             "undecided": self.undecided,
             "solutions": self.solutions,
             "coverage": _share(self.covered, self.graded),
-            "pass@1": self._pass_at(1),
+            **self._one_sample(),
             "pass@n": self._pass_at(self._fewest),
             "selectors": {name: _share(count, self.graded) for name, count in self.selected.items()},
             "policy_tokens_computed": self.ledger.policy_computed,
@@ -89,6 +89,12 @@ class _Tally:
             return None
         chances = [pass_at_k(samples.n, int(samples.correct.sum()), k) for samples in self.samples]
         return math.fsum(chances) / len(chances)
+
+    def _one_sample(self) -> dict[str, float | None]:
+        """pass@1 with the interval of one sample a problem: wide, for more samples do not make more problems."""
+        share = self._pass_at(1)
+        low, high = wilson(share * self.graded, self.graded) if share is not None else (None, None)
+        return {"pass@1": share, "pass@1_low": low, "pass@1_high": high}
 
     def curves(self, seed: int) -> dict[str, Any] | None:
         """Accuracy against N, where there are samples to draw from."""

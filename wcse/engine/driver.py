@@ -107,12 +107,19 @@ class Driver:
     """Runs searches with one engine and, where strategies ask for scores, one scorer."""
 
     def __init__(
-        self, engine: Engine, scorer: Scorer | None, *, params: SamplingParams, rule: StepRule
+        self,
+        engine: Engine,
+        scorer: Scorer | None,
+        *,
+        params: SamplingParams,
+        rule: StepRule,
+        on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
         self.scorer = scorer
         self.params = params
         self.rule = rule
+        self.on_step = on_step
         self._running: dict[Root, _Running] = {}
         self._finished: list[tuple[_Running, list[Node]]] = []
         self._steps = 0
@@ -133,7 +140,9 @@ class Driver:
                 else:
                     self._start(job)
             yield from self._take_finished()
-            if not self._advance():
+            worked = self._advance()
+            self.on_step()
+            if not worked:
                 if not more and not self._finished:
                     return
                 if self._running and not self._finished:
