@@ -8,14 +8,13 @@ number of threads and draw the same number of tokens at temperature 0.8.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import models
 import pytest
 import torch
+from timing import alternate
 from transformers import AutoModelForCausalLM
 
 from wcse import _core, zoo
@@ -32,17 +31,6 @@ def gemm_flops(llm: LLM, prompt: int, n: int, new: int) -> float:
     heads = (spec.n_heads * 2 + spec.n_kv_heads * 2) * spec.head_dim * spec.dim
     body = len(spec.layers) * (heads + 3 * spec.dim * spec.ffn_dim)
     return 2.0 * (body * (prompt + n * (new - 1)) + spec.vocab_size * spec.dim * (1 + n * (new - 1)))
-
-
-def alternate(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side in every round, sides taking turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def compare(benchmark: Any, llm: LLM, peer: Any, prompt: int, n: int, new: int) -> None:
