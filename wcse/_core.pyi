@@ -184,10 +184,18 @@ def set_num_threads(n: int) -> None:
 
 # -- kernels (called by wcse.kernels.ops, which checks and turns tensors into addresses) ---------------------------
 
-def cpu_isa() -> str: ...
-def cpu_isas() -> list[str]: ...
-def set_cpu_isa(name: str) -> None: ...
-def fma_peak(seconds: float, threads: int) -> float: ...
+def cpu_isa() -> str:
+    """Instruction set of the kernels in use."""
+
+def cpu_isas() -> list[str]:
+    """Instruction sets that this processor runs, best first."""
+
+def set_cpu_isa(name: str) -> None:
+    """Use this one of cpu_isas(), for tests and comparisons; ValueError if it does not run here."""
+
+def fma_peak(threads: int, seconds: float = 0.2) -> float:
+    """Floating-point operations per second of bare multiply-adds, every thread at its best within that time."""
+
 def tree_attention(
     plan: Plan,
     q: int,

@@ -78,7 +78,7 @@ void sample(Address logits, Address rows, Address temperature, Address top_k, Ad
                  at<const uint64_t>(keys), at<Ints>(counters), at<int32_t>(tokens), at<float>(logprobs), draws});
 }
 
-double fma_peak(double seconds, int threads) {
+double fma_peak(int threads, double seconds) {
     py::gil_scoped_release release;
     use_threads(threads);
     return cpu::fma_peak(seconds);
@@ -90,7 +90,7 @@ void bind_kernels(py::module_& m) {
     m.def("cpu_isa", &cpu::isa, "Instruction set of the kernels in use.");
     m.def("cpu_isas", &cpu::isas, "Instruction sets that this processor runs, best first.");
     m.def("set_cpu_isa", &cpu::set_isa, py::arg("name"), "Use this one of cpu_isas(), for tests and comparisons.");
-    m.def("fma_peak", &fma_peak, py::arg("seconds"), py::arg("threads"),
+    m.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
           "Floating-point operations per second of bare multiply-adds on this many threads.");
     m.def("tree_attention", &tree_attention);
     m.def("linear", &linear);

@@ -1,0 +1,72 @@
+"""Timing of rivals in one run: sides take turns, so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from wcse import _core
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every side in every round, sides taking turns, after one untimed round.
+
+    With one thread it is the thread's own time, which other processes do not lengthen; with more, wall time.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, run in sides.items():
+            start = clock()
+            run()
+            if turn:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds: the 20th, 50th and 80th percentile and the least."""
+    ordered = sorted(seconds)
+    at = {f"p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] for p in (20, 50, 80)}
+    return {name: value * 1e3 for name, value in (at | {"min": ordered[0]}).items()}
+
+
+def versus(
+    benchmark: Any,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    *,
+    flops: float = 0.0,
+    rounds: int = 30,
+) -> None:
+    """Time ``ours`` beside ``peer``; how many times faster, and the share of the FMA peak, go to ``extra_info``.
+
+    The ratio is the median over rounds. The share uses the 20th percentile of our time: the peak, too, is that of
+    undisturbed moments. With benchmarks disabled both sides run once.
+    """
+    if benchmark.disabled:
+        benchmark(ours)
+        peer()
+        return
+    threads = torch.get_num_threads()
+    seconds = alternate({"ours": ours, "peer": peer}, rounds)
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["peer"], strict=True)]
+    benchmark.extra_info |= {
+        "times_peer": statistics.median(ratios),
+        "times_peer_best": min(seconds["peer"]) / min(seconds["ours"]),
+        "ours_ms": spread(seconds["ours"]),
+        "peer_ms": spread(seconds["peer"]),
+        "threads": threads,
+        "isa": _core.cpu_isa(),
+    }
+    if flops:
+        peak = _core.fma_peak(threads)
+        benchmark.extra_info |= {
+            "fma_peak_gflops": peak / 1e9,
+            "share_of_fma_peak": flops / (spread(seconds["ours"])["p20"] / 1e3) / peak,
+        }
+    benchmark.pedantic(ours, rounds=5)
