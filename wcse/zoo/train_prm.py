@@ -38,6 +38,7 @@ from .train_policy import learning_rate
 HEAD_FILE = "prm_head.safetensors"
 DEFAULT_AGG = "last"
 VALIDATION_SHARE = 0.1
+HEAD_UNITS = 256
 
 
 @dataclass(frozen=True)
@@ -148,19 +149,24 @@ class Budget:
             group["lr"] = self.peak * learning_rate(self.progress, 0.02)
 
 
-def train_head(features: Tensor, labels: Tensor, *, hidden: int, minutes: float, seed: int) -> nn.Sequential:
-    """Two layers from a state to one logit."""
+def train_head(features: Tensor, labels: Tensor, *, epochs: int, seed: int) -> nn.Sequential:
+    """Two layers from a state to one logit. Half the inner units are dropped: labels are few and noisy."""
     torch.manual_seed(seed)
-    head = nn.Sequential(nn.Linear(features.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, 1))
-    optimizer = torch.optim.AdamW(head.parameters(), weight_decay=0.01)
-    budget = Budget(minutes, 3e-3)
-    while budget.progress < 1:
-        chosen = torch.randint(len(labels), (1024,))
-        budget.set(optimizer)
+    head = nn.Sequential(
+        nn.Linear(features.shape[1], HEAD_UNITS),
+        nn.Sequential(nn.ReLU(), nn.Dropout(0.5)),
+        nn.Linear(HEAD_UNITS, 1),
+    )
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.3)
+    steps = max(1, epochs * len(labels) // 256)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for _ in range(steps):
+        chosen = torch.randint(len(labels), (256,))
         loss = F.binary_cross_entropy_with_logits(head(features[chosen]).squeeze(1), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     return head.eval()
 
 
@@ -264,13 +270,13 @@ def save_model(model: TinyLlama, head: nn.Linear, policy: Path, folder: Path) ->
 
 
 def make_head(
-    records: Sequence[dict[str, Any]], policy: Path, out: Path, minutes: float, seed: int
+    records: Sequence[dict[str, Any]], policy: Path, out: Path, epochs: int, seed: int
 ) -> dict[str, float]:
     """Train, write and measure the shared head."""
     model, tokenizer = load_weights(policy), load_tokenizer(policy)
     pad = token_id(tokenizer, PAD)
     train, held = (encode_rows(tokenizer, side, encode_for_head) for side in split_records(records))
-    head = train_head(*features_of(model, train, pad), hidden=64, minutes=minutes, seed=seed)
+    head = train_head(*features_of(model, train, pad), epochs=epochs, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     save_head(head, out)
     features, labels = features_of(model, held, pad)
@@ -300,14 +306,18 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kind", choices=("head", "model"), required=True)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="for --kind model")
+    parser.add_argument("--epochs", type=int, default=20, help="for --kind head")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     records = [record for path in args.labels for record in read_records(path)]
-    make = make_head if args.kind == "head" else make_model
-    print(json.dumps(make(records, args.policy, args.out, args.minutes, args.seed)))
+    if args.kind == "head":
+        report = make_head(records, args.policy, args.out, args.epochs, args.seed)
+    else:
+        report = make_model(records, args.policy, args.out, args.minutes, args.seed)
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":
