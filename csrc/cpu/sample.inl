@@ -69,21 +69,34 @@ double prefix_sums(const float* x, int64_t n, float top, float scale, Prefix kee
     return total;
 }
 
-void masses(const float* x, int64_t n, float top, float scale, Prefix keep, const float* thresholds, double* out) {
-    for (int t = 0; t < THRESHOLDS; t++) out[t] = 0;
+double masses(const float* x, int64_t n, float top, float scale, Prefix keep, const float* thresholds, Mass* out,
+              double* sums) {
+    double total = 0;
+    for (int t = 0; t < THRESHOLDS; t++) out[t] = {0, 0};
     for (int64_t begin = 0; begin < n; begin += SUM_BLOCK) {
-        Vec block[THRESHOLDS];
+        Vec all = vzero(), block[THRESHOLDS];
+        int64_t count[THRESHOLDS] = {};
         for (Vec& v : block) v = vzero();
         each(x, begin, begin + SUM_BLOCK < n ? begin + SUM_BLOCK : n, [&](int64_t i, const Vec& v) {
             const Vec w = inside(v, weights(v, top, scale), i, keep);
+            all = add(all, w);
             unroll<THRESHOLDS>([&](auto t) {
                 const Reg least = set1(thresholds[t]);
-                for (int j = 0; j < N_REGS; j++)
-                    block[t].r[j] = add_where(block[t].r[j], greater_equal(v.r[j], least), w.r[j]);
+                for (int j = 0; j < N_REGS; j++) {
+                    const Mask m = greater_equal(v.r[j], least);
+                    block[t].r[j] = add_where(block[t].r[j], m, w.r[j]);
+                    count[t] += __builtin_popcount(bits(m));
+                }
             });
         });
-        for (int t = 0; t < THRESHOLDS; t++) out[t] += sum(block[t]);
+        sums[begin / SUM_BLOCK] = sum(all);
+        total += sums[begin / SUM_BLOCK];
+        for (int t = 0; t < THRESHOLDS; t++) {
+            out[t].weight += sum(block[t]);
+            out[t].count += count[t];
+        }
     }
+    return total;
 }
 
 int64_t ids_between(const float* x, int64_t n, float from, float to, Prefix keep, int64_t most, int32_t* ids) {

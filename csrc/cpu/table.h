@@ -76,6 +76,12 @@ struct Prefix {
     int64_t last_id;
 };
 
+// What lies at or above a threshold.
+struct Mass {
+    double weight;
+    int64_t count;
+};
+
 struct RowTop {
     float value;
     int64_t id;    // of the first largest
@@ -95,8 +101,10 @@ struct Table {
     RowTop (*row_top)(const float* x, int64_t n, float* block_tops);  // block_tops [ceil(n / 64)]
     // Sums of exp over the prefix per SUM_BLOCK, in fixed order; returns their sum.
     double (*prefix_sums)(const float* x, int64_t n, float top, float scale, Prefix keep, double* sums);
-    // For each threshold the sum of exp over the ids of the prefix with x >= threshold.
-    void (*masses)(const float* x, int64_t n, float top, float scale, Prefix keep, const float* thresholds, double* out);
+    // The same, and for each threshold the weight of the ids of the prefix with x >= threshold, and how many ids of
+    // the row have it.
+    double (*masses)(const float* x, int64_t n, float top, float scale, Prefix keep, const float* thresholds, Mass* out,
+                     double* sums);
     // Ids of the prefix with from <= x < to, ascending; returns how many, or -1 if there are more than `most`.
     // ids has room for most + SUM_BLOCK.
     int64_t (*ids_between)(const float* x, int64_t n, float from, float to, Prefix keep, int64_t most, int32_t* ids);
