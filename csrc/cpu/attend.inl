@@ -14,13 +14,16 @@ inline void store_tail(float* p, Reg x, int n) {
     store_n(p, x, n);
 }
 
-// The pages of the block that comes next: the tiles ask for two lines of memory per step, so that they arrive while
-// this block is worked on. (The processor's own prefetching stops at the end of a 4 KB page.)
+// The pages of the block that comes next: the tiles ask for a few lines of memory per step, so that they arrive while
+// this block is worked on. (The processor's own prefetching stops at the end of a 4 KB page.) Tiles of few rows have
+// fewer steps in all, and time to ask for more.
+constexpr int lines_per_step(int rows) { return rows <= 3 ? 4 : 2; }
+
 struct Ahead {
-    const char* line[2];
-    void fetch(int64_t step) const {
-        __builtin_prefetch(line[0] + step * 64, 0, 2);
-        __builtin_prefetch(line[1] + step * 64, 0, 2);
+    const char* line[4];
+    template <int LINES>
+    inline __attribute__((always_inline)) void fetch(int64_t step) const {
+        unroll<LINES>([&](auto i) { __builtin_prefetch(line[i] + step * 64, 0, 2); });
     }
 };
 
@@ -43,7 +46,7 @@ struct ScoreRun {
         const Ahead ahead = t.ahead;
         multiply<M, N>(
             c, t.q, t.d, [&](auto j) { return pages[j / VECS_PER_PANEL] + (j % VECS_PER_PANEL) * W; }, PAGE, t.d,
-            [&](int64_t step) { ahead.fetch(step); });
+            [&](int64_t step) { ahead.fetch<lines_per_step(M)>(step); });
         float* out = t.scores + t.page * PAGE;
         unroll<M>([&](auto i) { unroll<N>([&](auto j) { store(out + i * BLOCK + j * W, c[i][j]); }); });
     }
@@ -73,7 +76,7 @@ struct ValueRun {
             const float* v = t.v[from / PAGE] + t.column;
             const int n = t.tokens - from < PAGE ? t.tokens - from : PAGE;
             for (int k = 0; k < n; k++, v += t.d) {
-                ahead.fetch(from + k);
+                ahead.fetch<lines_per_step(M)>(from + k);
                 Reg b[N];
                 unroll<N>([&](auto j) { b[j] = j == N - 1 ? load_tail(v + j * W, t.tail) : load(v + j * W); });
                 unroll<M>([&](auto i) {
@@ -88,7 +91,7 @@ struct ValueRun {
     }
 };
 
-// Hands out the memory of the next block in pieces of two regions for each tile.
+// Hands out the memory of the next block to the tiles.
 class Feed {
 public:
     explicit Feed(const AttendArgs& g) : bytes_(g.d * 64), idle_(reinterpret_cast<const char*>(g.q)) {
@@ -97,12 +100,11 @@ public:
             region_[count_++] = reinterpret_cast<const char*>(g.next_v[j]);
         }
     }
-    // For a tile of this many steps.
-    Ahead take(int64_t steps) {
-        Ahead ahead{{idle_, idle_}};
-        for (const char*& line : ahead.line) {
-            if (at_ == count_) break;
-            line = region_[at_] + done_;
+    // For a tile of this many rows and steps.
+    Ahead take(int rows, int64_t steps) {
+        Ahead ahead{{idle_, idle_, idle_, idle_}};
+        for (int i = 0; i < lines_per_step(rows) && at_ < count_; i++) {
+            ahead.line[i] = region_[at_] + done_;
             done_ += steps * 64;
             if (done_ >= bytes_) {
                 done_ = 0;
@@ -126,7 +128,7 @@ inline void block_scores(const AttendArgs& g, int row, int rows, int pages, Feed
     for (int page = 0; page < pages; page += step) {
         const int n = (pages - page < step ? pages - page : step) * VECS_PER_PANEL;
         row_tiles(rows, [&](int64_t r, int m) {
-            tiles.at[m][n]({g.q + (row + r) * g.d, g.d, g.k, page, g.scores + r * BLOCK, feed.take(g.d)});
+            tiles.at[m][n]({g.q + (row + r) * g.d, g.d, g.k, page, g.scores + r * BLOCK, feed.take(m, g.d)});
         });
     }
 }
@@ -139,7 +141,7 @@ inline void block_values(const AttendArgs& g, int row, int rows, int tokens, Fee
         const int last = g.d - (v + n - 1) * W, tail = last < W ? last : W;
         row_tiles(rows, [&](int64_t r, int m) {
             tiles.at[m][n]({g.scores + r * BLOCK, g.v, tokens, v * W, g.out + (row + r) * g.d, g.d, tail,
-                            feed.take(tokens)});
+                            feed.take(m, tokens)});
         });
         v += n;
     }
