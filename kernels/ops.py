@@ -205,6 +205,8 @@ def rope_write_kv(
             eps=eps,
             norm_offset=norm_offset,
         )
+    if head_dim > 256:
+        raise WcseError(f"qkv has heads of size {head_dim}; the native kernel takes up to 256")
     table = (cos.shape[0], head_dim // 2)
     _check("qkv", qkv, _F32, (n_rows, width))
     _check("positions", positions, _I32, (n_rows,))

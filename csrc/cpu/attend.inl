@@ -154,7 +154,8 @@ inline void block_softmax(const AttendArgs& g, float* s, int row, int pages, int
     for (int j = 0; j < pages; j++) {
         Vec x = vload(s + j * PAGE);
         if (g.cap != 0.f) x = mul(vset(g.cap), tanh(x));
-        if (first > j * PAGE || last < (j + 1) * PAGE) x = keep_lanes(x, vset(NEVER), first - j * PAGE, last - j * PAGE);
+        const int from = first - j * PAGE, to = last - j * PAGE;
+        if (from > 0 || to < PAGE) x = keep_lanes(x, vset(NEVER), from, to);
         score[j] = x;
         top = max(top, x);
     }

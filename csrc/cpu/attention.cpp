@@ -36,7 +36,13 @@ std::vector<int32_t> parents(const PlanNodes& nodes) {
 class Task {
 public:
     Task(const Plan& plan, const TreeAttention& g, const Table& table, int kv_head, int32_t begin, int32_t end)
-        : plan_(plan), g_(g), table_(table), head_(kv_head), begin_(begin), end_(end), group_(g.n_heads / g.n_kv_heads) {
+        : plan_(plan),
+          g_(g),
+          table_(table),
+          head_(kv_head),
+          begin_(begin),
+          end_(end),
+          group_(g.n_heads / g.n_kv_heads) {
         const size_t rows = static_cast<size_t>(end - begin), packed = rows * group_, d = g.d;
         static thread_local Scratch scratch;
         scratch.begin(2 * Scratch::padded<float>(packed * d) + Scratch::padded<float>(packed) +
@@ -60,7 +66,8 @@ public:
         for (int32_t r = begin_; r < end_; r++)
             table_.scale(q_ + (r - begin_) * width, g_.q + offset(r), factor, static_cast<int64_t>(width));
         list_blocks(above);
-        for (size_t i = 0; i < blocks_.size(); i++) block(blocks_[i], i + 1 < blocks_.size() ? &blocks_[i + 1] : nullptr);
+        const size_t count = blocks_.size();
+        for (size_t i = 0; i < count; i++) block(blocks_[i], i + 1 < count ? &blocks_[i + 1] : nullptr);
         for (int32_t r = begin_; r < end_; r++)
             table_.normalise(g_.out + offset(r), out_ + (r - begin_) * width,
                              sum_ + static_cast<size_t>(r - begin_) * group_ * 16, group_, g_.d);

@@ -60,7 +60,7 @@ void rope(const RopeArgs& g, int64_t rows, int64_t n_positions, int64_t n_pages)
     for (int64_t r = 0; r < rows; r++) {
         if (g.positions[r] < 0 || g.positions[r] >= n_positions)
             throw std::invalid_argument("positions[" + std::to_string(r) + "]=" + std::to_string(g.positions[r]) +
-                                        " is outside the rotary table of " + std::to_string(n_positions) + " positions");
+                                        " is outside the rotary table of " + std::to_string(n_positions));
         if (g.slots[r] < 0 || g.slots[r] >= n_pages * PAGE)
             throw std::invalid_argument("slots[" + std::to_string(r) + "]=" + std::to_string(g.slots[r]) +
                                         " is outside the pool of " + std::to_string(n_pages) + " pages");

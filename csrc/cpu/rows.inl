@@ -97,7 +97,7 @@ inline void rotate(float* out, const float* x, const float* cos, const float* si
     }
 }
 
-constexpr int MAX_HEAD = 512;
+constexpr int MAX_HEAD = 256;  // checked by ops.py
 
 void rope(const RopeArgs& g, int64_t begin, int64_t end) {
     const int d = g.d, half = d / 2;

@@ -161,11 +161,12 @@ private:
             least = tops[k - 1];
         }
         std::vector<int32_t> ids = collect_all(least, ALL, everything());
-        std::nth_element(ids.begin(), ids.begin() + (k - 1), ids.end(), [&](int32_t a, int32_t b) { return before(a, b); });
+        const auto order = [&](int32_t a, int32_t b) { return before(a, b); };
+        std::nth_element(ids.begin(), ids.begin() + (k - 1), ids.end(), order);
         return {x_[ids[k - 1]], ids[k - 1]};
     }
 
-    // Cuts keep_ down to the shortest prefix with the share p of its weight. Returns no less than the number of its ids.
+    // Cuts keep_ down to the shortest prefix with the share p of its weight; returns a bound on the number of its ids.
     int64_t cut_nucleus(float p) {
         // The boundary lies in from <= x < to, between `shallow` and `deep` bits below the top. The ids from `to` on
         // weigh `above` < wanted.
@@ -255,15 +256,39 @@ void check(const SampleArgs& g) {
     }
 }
 
+std::tuple<float, int32_t, float, float> filters(const SampleArgs& g, int64_t draw) {
+    return {g.temperature[draw], g.top_k[draw], g.top_p[draw], g.min_p[draw]};
+}
+
+// The draws order[begin, end), which read the same row; those with the same filters are neighbours.
+void draw_row(const SampleArgs& g, const Table& table, const int64_t* order, int64_t begin, int64_t end) {
+    Row row(table, g.logits + g.rows[order[begin]] * g.vocab, g.vocab);
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t j = order[i];
+        if (!row.finite()) {
+            g.tokens[j] = -1;
+            g.logprobs[j] = std::numeric_limits<float>::quiet_NaN();
+            continue;
+        }
+        if (g.temperature[j] == 0) {
+            g.tokens[j] = row.greedy();
+        } else {
+            if (i == begin || filters(g, j) != filters(g, order[i - 1]))
+                row.filter(g.temperature[j], g.top_k[j], g.top_p[j], g.min_p[j]);
+            g.tokens[j] = row.draw(uniform(g.keys[j], static_cast<uint32_t>(g.counters[j])));
+        }
+        g.logprobs[j] = row.logprob(g.tokens[j]);
+    }
+}
+
 }  // namespace
 
 void sample(const SampleArgs& g) {
     check(g);
-    const auto filters = [&](int64_t j) { return std::make_tuple(g.temperature[j], g.top_k[j], g.top_p[j], g.min_p[j]); };
     std::vector<int64_t> order(g.draws), starts;
     std::iota(order.begin(), order.end(), 0);
     std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-        return g.rows[a] != g.rows[b] ? g.rows[a] < g.rows[b] : filters(a) < filters(b);
+        return g.rows[a] != g.rows[b] ? g.rows[a] < g.rows[b] : filters(g, a) < filters(g, b);
     });
     for (int64_t i = 0; i < g.draws; i++)
         if (i == 0 || g.rows[order[i]] != g.rows[order[i - 1]]) starts.push_back(i);
@@ -272,23 +297,7 @@ void sample(const SampleArgs& g) {
     const Table& table = active();
     const int64_t chunk = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, g.vocab));
     parallel_for(n_rows, chunk, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; r++) {
-            Row row(table, g.logits + g.rows[order[starts[r]]] * g.vocab, g.vocab);
-            for (int64_t i = starts[r]; i < starts[r + 1]; i++) {
-                const int64_t j = order[i];
-                int32_t token = -1;
-                if (row.finite()) {
-                    token = row.greedy();
-                    if (g.temperature[j] != 0) {
-                        if (i == starts[r] || filters(j) != filters(order[i - 1]))
-                            row.filter(g.temperature[j], g.top_k[j], g.top_p[j], g.min_p[j]);
-                        token = row.draw(uniform(g.keys[j], static_cast<uint32_t>(g.counters[j])));
-                    }
-                }
-                g.tokens[j] = token;
-                g.logprobs[j] = token < 0 ? std::numeric_limits<float>::quiet_NaN() : row.logprob(token);
-            }
-        }
+        for (int64_t r = begin; r < end; r++) draw_row(g, table, order.data(), starts[r], starts[r + 1]);
     });
 }
 

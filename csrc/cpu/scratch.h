@@ -26,6 +26,7 @@ public:
         }
         used_ = 0;
     }
+    // The next n elements, contents undefined; the padded() sizes of all that is taken add up to begin()'s bytes.
     template <class T>
     T* take(size_t n) {
         T* out = reinterpret_cast<T*>(memory_ + used_);
