@@ -88,8 +88,9 @@ def test_solve_writes_everything_and_says_where(
     table = streams.out.splitlines()
     assert (
         table[0].startswith("strategy")
-        and table[2].startswith("best_of_n")
-        and table[3].startswith("beam_search")
+        and table[2].startswith("one sample (pass@1)")
+        and table[3].startswith("best_of_n")
+        and table[4].startswith("beam_search")
     )
     assert table[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
     assert "8/8" in streams.err

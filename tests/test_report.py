@@ -267,10 +267,11 @@ def test_short_numbers() -> None:
 
 def test_summary_table_lines_up() -> None:
     lines = summary_table(summary_of(sample_runs.run(problems=2))).splitlines()
-    assert len(lines) == 2 + len(sample_runs.ALL)
+    assert len(lines) == 3 + len(sample_runs.ALL)
     assert len({len(line) for line in lines}) == 1
     assert lines[0].split()[:2] == ["strategy", "accuracy"]
-    assert lines[2].startswith("greedy") and "%" in lines[2]
+    assert lines[2].startswith("one sample (pass@1)") and "%" in lines[2]
+    assert lines[3].startswith("greedy") and "%" in lines[3]
 
 
 PROGRESS = Progress(5, 10, 8000, 2000, 30, 100, 4.0, problems_skipped=3)

@@ -101,10 +101,15 @@ class Work:
     tokens: int = 0
 
     def put(self, span: Span, count: int, slots: np.ndarray) -> None:
+        """Add new tokens of a span; a span that got its first part a moment ago gets the rest."""
+        self.tokens += count
+        if self.spans and self.spans[-1] is span:
+            self.counts[-1] += count
+            self.slots[-1] = np.concatenate([self.slots[-1], slots])
+            return
         self.spans.append(span)
         self.counts.append(count)
         self.slots.append(slots)
-        self.tokens += count
 
 
 class Runner:
