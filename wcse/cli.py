@@ -27,12 +27,12 @@ INTERRUPTED = 130
 
 DEMO = {
     "policy": "tiny-wc",
-    "prm": "shared",
+    "prm": "tiny-wc-prm",
     # Seeds from ten million up were kept out of the embedded models' training data.
-    "problems": "gsm_symbolic:size=100,seed=10000000",
+    "problems": "gsm_symbolic:size=100,seed=20261122",
     "strategies": ("greedy", "majority", "best_of_n", "weighted_best_of_n", "beam_search", "dvts"),
     "n": 16,
-    "max_tokens": 384,
+    "max_tokens": 256,
 }
 """The recipe of ``wcse demo``."""
 
