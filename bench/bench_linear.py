@@ -42,7 +42,7 @@ def test_linear(benchmark: Any, shape: tuple[int, int], rows: int, threads: int)
     with torch.inference_mode():
         torch.testing.assert_close(ops.linear(x, packed), F.linear(x, weight), rtol=1e-4, atol=1e-4)
         flops = 2.0 * rows * n * k
-        rounds = 10 if flops > 1e9 else 60
+        rounds = 5 if flops > 1e9 else 20
         versus(
             benchmark, lambda: ops.linear(x, packed), lambda: F.linear(x, weight), flops=flops, rounds=rounds
         )

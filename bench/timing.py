@@ -11,19 +11,29 @@ import torch
 
 from wcse import _core
 
+PAUSE, WARM, CALLS = 0.01, 0.003, 3
+
 
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every side in every round, sides taking turns, after one untimed round.
+    """Seconds of every timed call of every side; ``CALLS`` calls a turn, ``rounds`` turns, sides taking turns.
 
-    With one thread it is the thread's own time, which other processes do not lengthen; with more, wall time.
+    A turn begins with a pause, in which the idle threads of the side before stop spinning (OpenMP's hold a core for
+    milliseconds after a parallel region), and some milliseconds of untimed calls, in which the side's own threads
+    wake up, as they are in a model's step. With one thread it is the thread's own time, which other processes do
+    not lengthen; with more, wall time.
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in sides.items():
-            start = clock()
+            time.sleep(PAUSE)
+            begin = time.perf_counter()
             run()
-            if turn:
+            while time.perf_counter() - begin < WARM:
+                run()
+            for _ in range(CALLS):
+                start = clock()
+                run()
                 seconds[name].append(clock() - start)
     return seconds
 
