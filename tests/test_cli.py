@@ -234,7 +234,7 @@ def test_demo_runs_all_strategies(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     out = tmp_path / "out"
     assert cli.main(["demo", "--limit=2", "--n=8", f"--out={out}"], solver=solver) == 0
     recipe = solver.calls[0][0]
-    assert recipe.strategies == sample_runs.ALL and recipe.n == 8 and recipe.prm == "shared"
+    assert recipe.strategies == sample_runs.ALL and recipe.n == 8 and recipe.prm == cli.DEMO["prm"]
 
 
 def test_demo_recipe_is_valid() -> None:
