@@ -17,7 +17,13 @@ int64_t rows_per_task(int64_t elements_per_row, int64_t elements_per_task) {
 constexpr int64_t LIGHT = 65536;  // floats of a task that only adds and multiplies
 constexpr int64_t HEAVY = 16384;  // of one that computes exponentials
 
-constexpr int64_t ROW_BLOCK = 96, GROUP = 4 * PANEL;
+constexpr int64_t ROW_BLOCK = 96, FEWEST_ROWS = 12, GROUP = 4 * PANEL;
+
+// Blocks of rows of a linear layer: cache-sized, and with few groups of columns enough for every thread to have some.
+int64_t count_row_blocks(int64_t rows, int64_t groups) {
+    const int64_t fewest = (rows + ROW_BLOCK - 1) / ROW_BLOCK, most = std::max(fewest, rows / FEWEST_ROWS);
+    return std::clamp(4 * num_threads() / groups, fewest, most);
+}
 
 // Microseconds of a task of a linear layer: arithmetic or the stream of its weights, whichever is longer.
 double task_cost(double rows, double k) {
@@ -29,8 +35,8 @@ double task_cost(double rows, double k) {
 void linear(const LinearArgs& g, int64_t rows) {
     const Table& table = active();
     const int64_t panels = (g.n + PANEL - 1) / PANEL, groups = (panels + 3) / 4;
-    const int64_t row_blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK, tasks = groups * row_blocks;
-    if (tasks == 0) return;
+    if (rows == 0) return;
+    const int64_t row_blocks = count_row_blocks(rows, groups), tasks = groups * row_blocks;
     const int64_t block = (rows + row_blocks - 1) / row_blocks;
     const double cost = task_cost(static_cast<double>(block), static_cast<double>(g.k));
     int64_t chunk = std::min(static_cast<int64_t>(20 / cost) + 1, std::max<int64_t>(1, tasks / (4 * num_threads())));
@@ -40,7 +46,9 @@ void linear(const LinearArgs& g, int64_t rows) {
         while (begin < end) {
             const int64_t group = begin / row_blocks, first = begin % row_blocks;
             const int64_t last = std::min(row_blocks, first + end - begin);
-            table.linear(g, first * block, std::min(rows, last * block), group * 4, std::min(panels, group * 4 + 4));
+            // Rounding up may leave the last block without rows.
+            table.linear(g, std::min(rows, first * block), std::min(rows, last * block), group * 4,
+                         std::min(panels, group * 4 + 4));
             begin += last - first;
         }
     });
