@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -13,16 +14,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0] for block in BLOCKS])
-def test_example_runs(
-    block: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wcse.search.STRATEGIES", STRATEGIES)
-    known = dict(STRATEGIES)
-    exec(compile(block, "README.md", "exec"), {"__name__": "__readme__"})
+def test_example_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with patch.dict(STRATEGIES):  # an example registers its own
+        exec(compile(block, "README.md", "exec"), {"__name__": "__readme__"})
     if "print(" in block:
         assert capsys.readouterr().out.strip()
-    STRATEGIES.clear()
-    STRATEGIES.update(known)
 
 
 def test_there_are_examples() -> None:

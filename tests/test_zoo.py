@@ -243,3 +243,31 @@ def test_auc_counts_ties_as_half() -> None:
 
     assert auc(torch.tensor([0.9, 0.1]), torch.tensor([1.0, 0.0])) == 1.0
     assert auc(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0])) == 0.5
+
+
+def test_new_layers_begin_as_the_identity() -> None:
+    from wcse.zoo.plausibility import deepen
+
+    torch.manual_seed(0)
+    model = TinyLlama(TinyConfig(vocab_size=64, hidden_size=32, num_attention_heads=2, num_key_value_heads=1))
+    ids = torch.randint(64, (2, 9))
+    deeper = deepen(model, 2)
+    assert len(deeper.layers) == len(model.layers) + 2
+    assert torch.equal(deeper.hidden(ids), model.hidden(ids))
+
+
+def test_plausibility_is_of_the_written_tokens() -> None:
+    from wcse.zoo.plausibility import token_plausibility
+    from wcse.zoo.train_prm import readings
+
+    folder = zoo.path("tiny-wc")
+    tokenizer, policy = load_tokenizer(folder), load_weights(folder)
+    (reading,) = readings(tokenizer, [RECORD])
+    assert reading.ids[-reading.written : -1] == reading.policy_ids[-reading.written : -1]
+    (log_ratio,) = token_plausibility(policy, [reading], pad=0)
+    logits = policy.logits(policy.hidden(torch.tensor([reading.policy_ids])))[0]
+    for offset, value in enumerate(log_ratio.tolist()):
+        at = len(reading.policy_ids) - reading.written + offset
+        row = logits[at - 1]
+        assert value == pytest.approx((row[reading.policy_ids[at]] - row.max()).item(), abs=1e-4)
+        assert value <= 0

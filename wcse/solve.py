@@ -261,7 +261,7 @@ class _Meter:
             Progress(
                 problems_done=self.done,
                 problems_total=self.total,
-                policy_tokens=self.engine.runner.stats.computed,
+                policy_tokens=self.engine.runner.computed,
                 reused_tokens=self.engine.reused,
                 pages_used=stats["total"] - stats["free"],
                 pages_total=stats["total"],

@@ -107,8 +107,7 @@ class Engine:
         self.runner = Runner(model.decoder, num_pages=num_pages)
         self.max_rows = max_rows
         self.reused = 0  # prefix tokens found in the tree instead of computed, all problems
-        table = token_bytes(model.tokenizer)
-        self.table = table + [b""] * (model.spec.vocab_size - len(table))  # models pad their vocabulary
+        self.table = token_bytes(model.tokenizer, size=model.spec.vocab_size)  # models pad their vocabulary
         self.matcher = _core.TextMatcher(self.table)
         self.rows: list[Row] = []
         self._fills: deque[Fill] = deque()

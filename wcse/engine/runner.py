@@ -84,14 +84,6 @@ def pages(tokens: int) -> int:
 
 
 @dataclass
-class RunnerStats:
-    """Counters since the start: tokens put through the decoder, and evicted spans."""
-
-    computed: int = 0
-    evicted: int = 0
-
-
-@dataclass
 class Work:
     """The batch under construction: the last ``counts[i]`` stored tokens of ``spans[i]`` are new."""
 
@@ -122,7 +114,7 @@ class Runner:
         self.decoder = decoder
         self.tree = _core.KVTree(num_pages)
         self.pool = KVPool(decoder.spec, num_pages)
-        self.stats = RunnerStats()
+        self.computed = 0  # tokens put through the decoder so far
         self.room = num_pages  # pages that are free or can be evicted by the tree itself
         self._resident: WeakSet[Span] = WeakSet()
         self._tick = 0
@@ -197,7 +189,6 @@ class Runner:
                 return False
             for span in sorted(idle, key=lambda s: (s.tick, s.start)):
                 self.release(span)
-                self.stats.evicted += 1
                 if need <= self._refresh_room():
                     break
         return True
@@ -287,7 +278,7 @@ class Runner:
         )
         hidden = self.decoder.forward(batch, self.pool)
         self.tree.settle()
-        self.stats.computed += work.tokens
+        self.computed += work.tokens
         return hidden
 
     def _attach(self, span: Span) -> None:

@@ -76,7 +76,7 @@ class _Parts:
     eos_ids: frozenset[int]
 
 
-def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool | None = True) -> LoadedModel:
+def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool = True) -> LoadedModel:
     """Load a model.
 
     Args:
@@ -95,7 +95,7 @@ def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool |
     parts = _open_gguf(path) if path.suffix == ".gguf" else _open_folder(path)
     _check_vocabulary(path, parts)
     with _one_thread():
-        decoder = Decoder(parts.spec, parts.weights, lm_head=bool(lm_head))
+        decoder = Decoder(parts.spec, parts.weights, lm_head=lm_head)
     return LoadedModel(
         decoder=decoder,
         tokenizer=parts.tokenizer,

@@ -55,7 +55,7 @@ def load_prm(path: str, *, kv_memory: float, family: str | None = None) -> Separ
     Raises:
         WcseError: the model cannot be loaded, or its head or vocabulary does not fit the family.
     """
-    model = load_model(path, lm_head=None)
+    model = load_model(path, lm_head=False)
     chosen = family_named(family or _guess_family(path, model))
     layout = Layout(chosen, model.tokenizer, separator=model.extras.get("separator", "\n\n"), source=path)
     if layout.column_ids is None:

@@ -135,7 +135,7 @@ def main() -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             done += 1
             if done % 50 == 0:
-                computed = driver.engine.runner.stats.computed
+                computed = driver.engine.runner.computed
                 seconds = time.monotonic() - start
                 print(f"{done} problems, {computed / seconds:,.0f} tokens/s, {seconds:.0f} s", flush=True)
 

@@ -6,8 +6,9 @@ right from here, 0 to 1; None, NaN or a negative number where there is no label)
 
 * ``--kind head``: two layers on the policy's own final-norm states, read at the last token of a step in the
   policy's stream: the separator, or the end token after the last step. Written beside the policy.
-* ``--kind model``: a ``LlamaForTokenClassification`` of the policy's size, begun from the policy, that reads
-  ``problem, step, separator, step, separator, ...`` at each separator.
+* ``--kind model``: a ``LlamaForTokenClassification`` begun from ``--policy`` (a stronger one than the policy that
+  it will judge, best) with two layers on top, that reads ``problem, step, separator, step, separator, ...`` at
+  each separator. While it trains, it also learns how plausible its start finds every token.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from .corpus import SEPARATOR
+from .plausibility import Reading, deepen, padded, token_plausibility
 from .sample import boxed
 from .tiny_llama import TinyLlama, load_weights
 from .tokenizer import END, PAD, load_tokenizer, prompt_text, token_id
@@ -39,6 +41,7 @@ HEAD_FILE = "prm_head.safetensors"
 DEFAULT_AGG = "last"
 VALIDATION_SHARE = 0.1
 HEAD_UNITS = 256
+EXTRA_LAYERS = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Row:
     labels: list[float]
 
 
+Encoded = TypeVar("Encoded", Row, Reading)
 Encode = Callable[[Tokenizer, str, Sequence[str]], tuple[list[int], list[int]]]
 
 
@@ -111,9 +115,9 @@ def split_records(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any
     return sides
 
 
-def batches(rows: Sequence[Row], tokens: int, rng: Random) -> list[list[Row]]:
+def batches(rows: Sequence[Encoded], tokens: int, rng: Random) -> list[list[Encoded]]:
     """One pass over the rows in batches of like length."""
-    out: list[list[Row]] = [[]]
+    out: list[list[Encoded]] = [[]]
     for row in sorted(rows, key=lambda r: (len(r.ids), rng.random())):
         if (len(out[-1]) + 1) * len(row.ids) > tokens:
             out.append([])
@@ -124,8 +128,7 @@ def batches(rows: Sequence[Row], tokens: int, rng: Random) -> list[list[Row]]:
 
 def states(model: TinyLlama, batch: Sequence[Row], pad: int) -> tuple[Tensor, Tensor]:
     """Final-norm states at all read positions of a batch, and their labels."""
-    width = max(len(row.ids) for row in batch)
-    ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in batch])
+    ids = padded([row.ids for row in batch], pad)
     index = torch.tensor([i for i, row in enumerate(batch) for _ in row.reads])
     reads = torch.tensor([r for row in batch for r in row.reads])
     labels = torch.tensor([y for row in batch for y in row.labels])
@@ -146,7 +149,7 @@ class Budget:
     def set(self, optimizer: torch.optim.Optimizer) -> None:
         """Give the optimizer the learning rate of now."""
         for group in optimizer.param_groups:
-            group["lr"] = self.peak * learning_rate(self.progress, 0.02)
+            group["lr"] = self.peak * group.get("scale", 1.0) * learning_rate(self.progress, 0.02)
 
 
 def train_head(features: Tensor, labels: Tensor, *, epochs: int, seed: int) -> nn.Sequential:
@@ -170,23 +173,72 @@ def train_head(features: Tensor, labels: Tensor, *, epochs: int, seed: int) -> n
     return head.eval()
 
 
-def train_model(model: TinyLlama, rows: Sequence[Row], *, pad: int, minutes: float, seed: int) -> nn.Linear:
-    """Fine-tune ``model`` in place together with a two-class head, which is returned."""
+def readings(tokenizer: Tokenizer, records: Sequence[dict[str, Any]]) -> list[Reading]:
+    """Every record as the verifier and as the policy see it."""
+    out = []
+    for record in records:
+        prompt = len(tokenizer.encode(record["prompt"]).ids)
+        ids, reads = encode_for_model(tokenizer, record["prompt"], record["completions"])
+        spoken, _ = encode_for_head(tokenizer, record["prompt"], record["completions"])
+        kept = [(r, float(y)) for r, y in zip(reads, record["labels"], strict=True) if _usable(y)]
+        out.append(Reading(ids, [r for r, _ in kept], [y for _, y in kept], spoken, len(ids) - prompt))
+    return [reading for reading in out if reading.reads]
+
+
+class Heads(nn.Module):
+    """The verifier's score, and two auxiliary heads that are thrown away after training."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(size, 2)
+        self.token = nn.Linear(size, 1)
+        self.path = nn.Linear(size, 1)
+
+    def loss(self, hidden: Tensor, batch: Sequence[Reading], plausible: Sequence[Tensor]) -> Tensor:
+        """Labels at the reads; plausibility of each token, and of the solution up to each read."""
+        scores, labels, tokens, chances, paths, sofar = [], [], [], [], [], []
+        for states, reading, log_ratio in zip(hidden, batch, plausible, strict=True):
+            end = len(reading.ids)
+            begin = end - reading.written
+            at_reads = states[reading.reads]
+            scores.append(self.score(at_reads))
+            labels += reading.labels
+            tokens.append(self.token(states[begin:end])[:, 0])
+            chances.append(log_ratio.exp())
+            paths.append(self.path(at_reads)[:, 0])
+            sofar.append((0.5 * log_ratio.cumsum(0)[[r - begin for r in reading.reads]]).exp())
+        z = torch.cat(scores)
+        bce = F.binary_cross_entropy_with_logits
+        return (
+            bce(z[:, 1] - z[:, 0], torch.tensor(labels))
+            + 2 * bce(torch.cat(tokens), torch.cat(chances))
+            + bce(torch.cat(paths), torch.cat(sofar))
+        )
+
+
+def train_model(
+    model: TinyLlama, teacher: TinyLlama, rows: Sequence[Reading], *, pad: int, minutes: float, seed: int
+) -> nn.Linear:
+    """Train ``model`` in place together with a two-class head, which is returned."""
     rng = Random(seed)
     torch.manual_seed(seed)
-    head = nn.Linear(model.config.hidden_size, 2)
+    heads = Heads(model.config.hidden_size)
+    old = teacher.config.num_hidden_layers
+    new = [*model.layers[old:].parameters(), *heads.parameters()]
+    known = {id(p) for p in new}
+    base = [p for p in model.parameters() if id(p) not in known]
     optimizer = torch.optim.AdamW(
-        [*model.parameters(), *head.parameters()], betas=(0.9, 0.98), weight_decay=0.01
+        [{"params": base, "scale": 0.3}, {"params": new, "scale": 1.0}], betas=(0.9, 0.98), weight_decay=0.01
     )
-    budget, last = Budget(minutes, 1e-3), time.monotonic()
+    budget, last = Budget(minutes, 2e-3), time.monotonic()
     for number, batch in enumerate(_endless(rows, rng)):
         if budget.progress >= 1:
             break
         budget.set(optimizer)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden, labels = states(model, batch, pad)
-        logits = head(hidden)
-        loss = F.binary_cross_entropy_with_logits(logits[:, 1] - logits[:, 0], labels)
+            plausible = token_plausibility(teacher, batch, pad)
+            hidden = model.hidden(padded([reading.ids for reading in batch], pad))
+        loss = heads.loss(hidden.float(), batch, plausible)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -195,10 +247,10 @@ def train_model(model: TinyLlama, rows: Sequence[Row], *, pad: int, minutes: flo
             last = time.monotonic()
             line = {"progress": round(budget.progress, 3), "batch": number, "loss": round(loss.item(), 4)}
             print(json.dumps(line), flush=True)
-    return head.eval()
+    return heads.score.eval()
 
 
-def _endless(rows: Sequence[Row], rng: Random) -> Iterator[list[Row]]:
+def _endless(rows: Sequence[Reading], rng: Random) -> Iterator[list[Reading]]:
     while True:
         yield from batches(rows, 4096, rng)
 
@@ -258,6 +310,7 @@ def save_model(model: TinyLlama, head: nn.Linear, policy: Path, folder: Path) ->
         "default_agg": DEFAULT_AGG,
     }
     config = json.loads((policy / "config.json").read_text()) | {
+        "num_hidden_layers": model.config.num_hidden_layers,
         "architectures": ["LlamaForTokenClassification"],
         "id2label": {"0": "bad", "1": "good"},
         "label2id": {"bad": 0, "good": 1},
@@ -288,12 +341,13 @@ def make_model(
     records: Sequence[dict[str, Any]], policy: Path, out: Path, minutes: float, seed: int
 ) -> dict[str, float]:
     """Train, write and measure the separate verifier."""
-    model, tokenizer = load_weights(policy), load_tokenizer(policy)
+    teacher, tokenizer = load_weights(policy), load_tokenizer(policy)
     pad = token_id(tokenizer, PAD)
-    train, held = (encode_rows(tokenizer, side, encode_for_model) for side in split_records(records))
-    head = train_model(model.train(), train, pad=pad, minutes=minutes, seed=seed)
+    train, held = split_records(records)
+    model = deepen(teacher, EXTRA_LAYERS).train()
+    head = train_model(model, teacher, readings(tokenizer, train), pad=pad, minutes=minutes, seed=seed)
     save_model(model, head, policy, out)
-    features, labels = features_of(model.eval(), held, pad)
+    features, labels = features_of(model.eval(), encode_rows(tokenizer, held, encode_for_model), pad)
     with torch.inference_mode():
         logits = head(features)
     return quality((logits[:, 1] - logits[:, 0]).sigmoid(), labels)
