@@ -35,6 +35,7 @@ __all__ = [
     "rms_norm",
     "rope_write_kv",
     "sample",
+    "token_logprobs",
     "tree_attention",
 ]
 
@@ -472,3 +473,31 @@ def sample(
     except ValueError as error:  # a row or parameter out of range
         raise WcseError(str(error)) from None
     return tokens, logprobs
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """The log-softmax of each row of logits at one token.
+
+    Args:
+        logits: [R, V] float32.
+        tokens: int32 [R].
+
+    Returns:
+        float32 [R]; NaN for a row with a NaN or +inf, or with nothing but -inf.
+
+    Raises:
+        WcseError: a tensor does not fit or a token is not in the vocabulary.
+    """
+    rows, vocab = logits.shape
+    if not _native(backend, logits):
+        return reference.token_logprobs(logits, tokens)
+    _check("logits", logits, _F32, (rows, vocab))
+    _check("tokens", tokens, _I32, (rows,))
+    out = torch.empty(rows)
+    try:
+        _core.token_logprobs(
+            logits.data_ptr(), tokens.data_ptr(), out.data_ptr(), rows, vocab, torch.get_num_threads()
+        )
+    except ValueError as error:  # a token out of range
+        raise WcseError(str(error)) from None
+    return out

@@ -208,3 +208,9 @@ def sample(
         tokens.append(token)
         logprobs.append(logprob)
     return torch.tensor(tokens, dtype=torch.int32), torch.tensor(logprobs, dtype=torch.float32)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The log-softmax of ``logits`` [R, V] at ``tokens`` [R]; NaN where a row is not finite at its top."""
+    chosen = logits.gather(1, tokens.long()[:, None])[:, 0] - torch.logsumexp(logits, 1)
+    return torch.where(torch.isfinite(logits.amax(1)), chosen, math.nan)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import Engine
@@ -18,6 +19,7 @@ from wcse.models.load import LoadedModel, load_model
 from wcse.reward.families import FAMILIES, Layout
 from wcse.reward.head import Head, head_from_tensors
 from wcse.reward.load import SHARED_FILE, load_prm, load_shared_head
+from wcse.reward.scorer import ImplicitPRM, SeparatePRM
 from wcse.search import STRATEGIES, SearchConfig
 from wcse.types import Node, Search, WcseError
 
@@ -73,6 +75,7 @@ def scores(outcomes: list[Outcome]) -> list[dict[tuple[int, ...], float | None]]
 def test_incremental_scores_equal_a_full_forward(policy: LoadedModel, prm_folder: Path) -> None:
     model = AutoModelForTokenClassification.from_pretrained(prm_folder, dtype=torch.float32).eval()
     prm = load_prm(str(prm_folder), kv_memory=0.01)
+    assert isinstance(prm, SeparatePRM)
     outcomes = run(policy, lambda _: prm, search("best_of_n", n=4))
     checked = 0
     for outcome in outcomes:
@@ -92,14 +95,80 @@ def test_incremental_scores_equal_a_full_forward(policy: LoadedModel, prm_folder
     assert prm.waiting == 0
 
 
+@pytest.fixture(scope="module")
+def implicit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An implicit PRM: two language models with random weights, and how the first is to be read."""
+    reference = tiny_models.build("llama", tmp_path_factory.mktemp("reference"), seed=3)
+    folder = tiny_models.build("qwen2", tmp_path_factory.mktemp("implicit"), seed=8)
+    config = json.loads((folder / "config.json").read_text())
+    config["wcse"] = {"family": "implicit", "reference": str(reference), "beta": 0.05}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def sides(prm: Scorer) -> list[SeparatePRM]:
+    return [prm.model, prm.reference] if isinstance(prm, ImplicitPRM) else [prm]  # type: ignore[list-item]
+
+
+def test_implicit_scores_equal_a_full_forward(policy: LoadedModel, implicit_folder: Path) -> None:
+    reference = json.loads((implicit_folder / "config.json").read_text())["wcse"]["reference"]
+    models = [
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        for path in (implicit_folder, reference)
+    ]
+    prm = load_prm(str(implicit_folder), kv_memory=0.02)
+    assert isinstance(prm, ImplicitPRM)
+    checked = []
+    for outcome in run(policy, lambda _: prm, search("best_of_n", n=4)):
+        prefix = prm.model.layout.prefix(outcome.job.problem)
+        for leaf in outcome.solutions:
+            ids, ends = list(prefix), []
+            steps = [step for step in leaf.steps() if step.text.strip()]
+            for i, step in enumerate(steps):
+                ids += prm.model.layout.step(step.text.removesuffix("e").strip(), i)
+                ends.append(len(ids))
+            with torch.no_grad():
+                logprobs = [model(torch.tensor([ids])).logits[0].log_softmax(-1) for model in models]
+            chosen = [lp[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0] for lp in logprobs]
+            ratio = (chosen[0] - chosen[1])[len(prefix) - 1 :].cumsum(0)
+            expected = torch.sigmoid(0.05 * ratio[[end - len(prefix) - 1 for end in ends]]).tolist()
+            assert [step.score for step in steps] == pytest.approx(expected, abs=1e-5)
+            checked += expected
+        assert outcome.verifier.prm_computed > 0
+    assert len(checked) > 20
+    assert max(checked) - min(checked) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [({}, "reference=None"), ({"beta": -1}, "beta=-1"), ({"reference": "nothing-here"}, "nothing-here")],
+)
+def test_an_implicit_prm_without_its_reference_is_refused(
+    implicit_folder: Path, tmp_path: Path, options: dict[str, object], complaint: str
+) -> None:
+    folder = shutil.copytree(implicit_folder, tmp_path / "prm")
+    config = json.loads((folder / "config.json").read_text())
+    config["wcse"] = {"family": "implicit"} | (
+        {"reference": "tiny-wc", "beta": 1} | options if options else {}
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WcseError, match=complaint):
+        load_prm(str(folder), kv_memory=0.01)
+
+
 @pytest.mark.parametrize("name", ["beam_search", "dvts"])
-def test_scores_do_not_depend_on_batch_or_memory(policy: LoadedModel, prm_folder: Path, name: str) -> None:
+@pytest.mark.parametrize("kind", ["prm_folder", "implicit_folder"])
+def test_scores_do_not_depend_on_batch_or_memory(
+    policy: LoadedModel, name: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    folder = str(request.getfixturevalue(kind))
     strategy = search(name, agg_strategy="last", num_iterations=4)
-    expected = scores(run(policy, lambda _: load_prm(str(prm_folder), kv_memory=0.01), strategy))
-    small = load_prm(str(prm_folder), kv_memory=0.0015)
+    expected = scores(run(policy, lambda _: load_prm(folder, kv_memory=0.02), strategy))
+    small = load_prm(folder, kv_memory=0.0015 if kind == "prm_folder" else 0.003)
     assert scores(run(policy, lambda _: small, strategy, max_rows=3, pages=40)) == expected
-    small.step()
-    small.runner.tree.check()
+    for side in sides(small):
+        side.step()
+        side.runner.tree.check()
 
 
 def test_a_shared_head_reads_the_policys_states(policy: LoadedModel) -> None:

@@ -208,34 +208,46 @@ RECORD = {
 }
 
 
-def test_the_head_is_read_at_the_last_token_of_a_step() -> None:
-    from wcse.zoo.train_prm import encode_for_head, encode_rows
+def test_a_step_is_read_at_its_last_token() -> None:
+    from wcse.zoo.train_prm import encode_rows
 
     tokenizer = load_tokenizer(zoo.path("tiny-wc"))
-    (row,) = encode_rows(tokenizer, [RECORD], encode_for_head)
+    (row,) = encode_rows(tokenizer, [RECORD])
     stream = prompt_text(RECORD["prompt"]) + "\n\n".join(RECORD["completions"]) + "<|end|>"
     assert row.ids == tokenizer.encode(stream).ids
     assert row.labels == [1.0, 0.25]
     assert [tokenizer.id_to_token(row.ids[r]) for r in row.reads] == ["ĊĊ", "<|end|>"]
 
 
-def test_the_verifier_is_trained_on_the_layout_that_the_scorer_writes() -> None:
+def test_the_implicit_verifier_is_trained_on_what_the_scorer_reads() -> None:
     from transformers import AutoTokenizer
 
     from wcse.reward.families import Layout, family_named
-    from wcse.zoo.train_prm import encode_for_model
+    from wcse.zoo.train_prm import encode_rows, step_logprobs
 
     folder = zoo.path("tiny-wc")
-    layout = Layout(family_named("token_classification"), AutoTokenizer.from_pretrained(folder))
-    expected = layout.prefix(RECORD["prompt"])
-    ends = []
+    layout = Layout(family_named("implicit"), AutoTokenizer.from_pretrained(folder))
+    ids, ends = layout.prefix(RECORD["prompt"]), []
+    prompt = len(ids)
     for i, step in enumerate(RECORD["completions"]):
-        expected += layout.step(step, i)
-        ends.append(len(expected) - 1)
-    assert encode_for_model(load_tokenizer(folder), RECORD["prompt"], RECORD["completions"]) == (
-        expected,
-        ends,
-    )
+        ids += layout.step(step, i)
+        ends.append(len(ids) - 1)
+    policy = load_weights(folder)
+    with torch.inference_mode():
+        logprobs = policy.logits(policy.hidden(torch.tensor([ids])))[0].log_softmax(1)
+        sums = logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0][prompt - 1 :].cumsum(0)
+        found = step_logprobs(policy, encode_rows(load_tokenizer(folder), [RECORD]), pad=0)
+    torch.testing.assert_close(found, sums[[ends[0] - prompt, ends[2] - prompt]], atol=1e-4, rtol=1e-4)
+
+
+def test_within_problem_auc_compares_solutions_of_one_problem_only() -> None:
+    from wcse.zoo.train_prm import Row, within_problem_auc
+
+    rows = [
+        Row([1], [0], [label], 1, group) for group, label in [("easy", 1.0), ("easy", 0.0), ("hard", 0.0)]
+    ]
+    assert within_problem_auc(rows, torch.tensor([0.9, 0.8, 0.95])) == 1.0
+    assert within_problem_auc(rows, torch.tensor([0.8, 0.9, 0.0])) == 0.0
 
 
 def test_auc_counts_ties_as_half() -> None:
@@ -243,31 +255,3 @@ def test_auc_counts_ties_as_half() -> None:
 
     assert auc(torch.tensor([0.9, 0.1]), torch.tensor([1.0, 0.0])) == 1.0
     assert auc(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0])) == 0.5
-
-
-def test_new_layers_begin_as_the_identity() -> None:
-    from wcse.zoo.plausibility import deepen
-
-    torch.manual_seed(0)
-    model = TinyLlama(TinyConfig(vocab_size=64, hidden_size=32, num_attention_heads=2, num_key_value_heads=1))
-    ids = torch.randint(64, (2, 9))
-    deeper = deepen(model, 2)
-    assert len(deeper.layers) == len(model.layers) + 2
-    assert torch.equal(deeper.hidden(ids), model.hidden(ids))
-
-
-def test_plausibility_is_of_the_written_tokens() -> None:
-    from wcse.zoo.plausibility import token_plausibility
-    from wcse.zoo.train_prm import readings
-
-    folder = zoo.path("tiny-wc")
-    tokenizer, policy = load_tokenizer(folder), load_weights(folder)
-    (reading,) = readings(tokenizer, [RECORD])
-    assert reading.ids[-reading.written : -1] == reading.policy_ids[-reading.written : -1]
-    (log_ratio,) = token_plausibility(policy, [reading], pad=0)
-    logits = policy.logits(policy.hidden(torch.tensor([reading.policy_ids])))[0]
-    for offset, value in enumerate(log_ratio.tolist()):
-        at = len(reading.policy_ids) - reading.written + offset
-        row = logits[at - 1]
-        assert value == pytest.approx((row[reading.policy_ids[at]] - row.max()).item(), abs=1e-4)
-        assert value <= 0

@@ -78,6 +78,12 @@ void sample(Address logits, Address rows, Address temperature, Address top_k, Ad
                  at<const uint64_t>(keys), at<Ints>(counters), at<int32_t>(tokens), at<float>(logprobs), draws});
 }
 
+void token_logprobs(Address logits, Address tokens, Address out, int64_t rows, int64_t vocab, int threads) {
+    py::gil_scoped_release release;
+    use_threads(threads);
+    cpu::token_logprobs(at(logits), at<const int32_t>(tokens), at<float>(out), rows, vocab);
+}
+
 double fma_peak(int threads, double seconds) {
     py::gil_scoped_release release;
     use_threads(threads);
@@ -98,6 +104,7 @@ void bind_kernels(py::module_& m) {
     m.def("gated_act", &gated_act);
     m.def("rope_write_kv", &rope_write_kv);
     m.def("sample", &sample);
+    m.def("token_logprobs", &token_logprobs);
 }
 
 }  // namespace wcse

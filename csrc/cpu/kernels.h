@@ -50,6 +50,9 @@ struct SampleArgs {
 };
 void sample(const SampleArgs& g);
 
+// out[r] = log-softmax of logits[r] at tokens[r]; NaN for a row with NaN, +inf or nothing but -inf.
+void token_logprobs(const float* logits, const int32_t* tokens, float* out, int64_t rows, int64_t vocab);
+
 // Floating-point operations per second of bare multiply-adds on every thread of the pool, each at its best within this
 // time.
 double fma_peak(double seconds);

@@ -301,4 +301,17 @@ void sample(const SampleArgs& g) {
     });
 }
 
+void token_logprobs(const float* logits, const int32_t* tokens, float* out, int64_t rows, int64_t vocab) {
+    for (int64_t r = 0; r < rows; r++)
+        if (tokens[r] < 0 || tokens[r] >= vocab) refuse("tokens", r, tokens[r], "an id of the vocabulary");
+    const Table& table = active();
+    const int64_t chunk = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, vocab));
+    parallel_for(rows, chunk, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; r++) {
+            Row row(table, logits + r * vocab, vocab);
+            out[r] = row.finite() ? row.logprob(tokens[r]) : std::numeric_limits<float>::quiet_NaN();
+        }
+    });
+}
+
 }  // namespace wcse::cpu

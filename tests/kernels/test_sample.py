@@ -330,3 +330,34 @@ def test_bad_parameters_are_refused() -> None:
         ops.sample(logits, *[torch.zeros(1, dtype=torch.int32)] * 7)
     with pytest.raises(WcseError, match=r"logits is not contiguous"):
         draw(torch.randn(10, 2).t())
+
+
+# ------------------------------------------------------------------------------- log-probabilities of given tokens
+
+
+@pytest.mark.parametrize("vocab", [1, 17, 1000, 32_003])
+def test_token_logprobs_against_float64(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(9, vocab, generator=generator) * 6
+    tokens = torch.randint(vocab, (9,), generator=generator, dtype=torch.int32)
+    exact = reference.token_logprobs(logits.double(), tokens)
+    plain = logits.log_softmax(1).gather(1, tokens.long()[:, None])[:, 0]
+    allowed = 4 * (plain - exact).abs().max().item() + 1e-6
+    assert (ops.token_logprobs(logits, tokens, backend="cpp") - exact).abs().max().item() <= allowed
+
+
+def test_token_logprobs_are_those_of_the_sampler_whatever_the_batch() -> None:
+    logits = torch.randn(5, 3000, generator=torch.Generator().manual_seed(1))
+    tokens, logprobs = draw(logits, torch.arange(5), temperature=1.0)
+    assert torch.equal(ops.token_logprobs(logits, tokens), logprobs)
+    assert torch.equal(ops.token_logprobs(logits[3:4], tokens[3:4]), logprobs[3:4])
+
+
+def test_token_logprobs_of_broken_rows_and_tokens() -> None:
+    logits = torch.tensor([[0.0, math.nan], [math.inf, 0.0], [-math.inf, -math.inf], [-math.inf, 1.0]])
+    for backend in ("cpp", "torch"):
+        found = ops.token_logprobs(logits, torch.zeros(4, dtype=torch.int32), backend=backend)
+        assert found.isnan().tolist() == [True, True, True, False]
+        assert found[3] == -math.inf
+    with pytest.raises(WcseError, match=r"tokens\[1\]=2"):
+        ops.token_logprobs(torch.zeros(2, 2), torch.tensor([0, 2], dtype=torch.int32))

@@ -250,11 +250,12 @@ class Runner:
             if span.closed:
                 self.tree.seal(span.kv)
 
-    def run(self, work: Work) -> torch.Tensor:
+    def run(self, work: Work, *, every_row: bool = False) -> torch.Tensor:
         """Put the batch through the decoder.
 
         Returns:
-            Final-norm hidden states [len(work.spans), hidden size], each after the span's last new token.
+            Final-norm hidden states: [len(work.spans), hidden size], each after the span's last new token; with
+            ``every_row`` [work.tokens, hidden size], after every new token of every span in turn.
         """
         if not work.tokens:
             return torch.empty(0, self.decoder.spec.dim)
@@ -274,7 +275,7 @@ class Runner:
             positions=torch.from_numpy(np.asarray(plan.positions)),
             slots=torch.from_numpy(slots),
             plan=plan,
-            out_rows=torch.from_numpy((starts + counts - 1).astype(np.int64)),
+            out_rows=torch.from_numpy((rows if every_row else starts + counts - 1).astype(np.int64)),
         )
         hidden = self.decoder.forward(batch, self.pool)
         self.tree.settle()

@@ -19,6 +19,8 @@ from wcse.kernels import ops
 from wcse.models.spec import LayerSpec, ModelSpec, Rope
 from wcse.models.weights import Weights
 
+LOGIT_ROWS = 128  # rows of logits held at once where only one number of each is wanted
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -235,6 +237,12 @@ class Decoder:
         cap = self.spec.final_softcap
         # In place: R x vocabulary floats can be hundreds of megabytes.
         return scores.div_(cap).tanh_().mul_(cap) if cap else scores
+
+    def logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """log p of the token that follows each row, float32 [R], from hidden states [R, dim] and int32 ids [R]."""
+        parts = zip(hidden.split(LOGIT_ROWS), tokens.split(LOGIT_ROWS), strict=True)
+        found = [ops.token_logprobs(self.logits(rows), ids, backend=self.backend) for rows, ids in parts]
+        return torch.cat(found) if found else torch.empty(0)
 
     def _grow_ropes(self, positions: Tensor) -> None:
         needed = int(positions.max()) + 1

@@ -109,6 +109,16 @@ def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool =
     )
 
 
+def read_config(path_or_name: str | Path) -> Mapping[str, Any]:
+    """A model's ``config.json``, or the metadata of its GGUF file; no weight is read.
+
+    Raises:
+        WcseError: there is no such model.
+    """
+    path = find_model(path_or_name)
+    return GgufFile(path).metadata if path.suffix == ".gguf" else read_json(path / "config.json")
+
+
 def find_model(path_or_name: str | Path) -> Path:
     """The folder or GGUF file of a model; hub ids are downloaded, or found in the local cache.
 

@@ -4,7 +4,8 @@ A family says what ids the prompt and each further step become; the score of a s
 its piece. Ids that a family writes after a read position begin the next piece, so nothing is ever re-read. It
 knows nothing of models' weights or caches.
 
-Layouts: TRL stepwise supervision (token classification); Math-Shepherd, arXiv 2312.08935; RLHFlow
+Layouts: TRL stepwise supervision (token classification); implicit PRMs, arXiv 2412.01981; Math-Shepherd,
+arXiv 2312.08935; RLHFlow
 (https://github.com/RLHFlow/RLHF-Reward-Modeling).
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from wcse.prompts import render_problem
 from wcse.types import WcseError
 
 Encode = Callable[[str], list[int]]
@@ -30,6 +32,7 @@ class Family:
         columns: the (good, bad) tokens of language-model columns; None for a classification head.
         default_agg: the aggregation that fits how the family was trained.
         tag: text that must be a single token for the layout to work.
+        ratio: the score is a log-ratio between the model and a reference, over the steps' tokens.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Family:
     default_agg: str
     columns: tuple[str, str] | None = None
     tag: str | None = None
+    ratio: bool = False
 
 
 @dataclass
@@ -99,6 +103,15 @@ def _trl_step(layout: Layout, text: str, index: int) -> list[int]:
     return layout.ids(text) + layout.special(layout.separator)
 
 
+def _chat_prefix(layout: Layout, problem: str) -> list[int]:
+    return render_problem(layout.tokenizer, problem)
+
+
+def _joined_step(layout: Layout, text: str, index: int) -> list[int]:
+    joint = [] if index == 0 else layout.special(layout.separator)
+    return joint + layout.ids(text)
+
+
 def _shepherd_prefix(layout: Layout, problem: str) -> list[int]:
     return layout.bos() + layout.ids(problem)
 
@@ -131,6 +144,7 @@ FAMILIES: dict[str, Family] = {
     f.name: f
     for f in (
         Family("token_classification", _trl_prefix, _trl_step, "last"),
+        Family("implicit", _chat_prefix, _joined_step, "last", ratio=True),
         Family("math_shepherd", _shepherd_prefix, _shepherd_step, "last", ("+", "-"), "ки"),
         Family("rlhflow", _rlhflow_prefix, _rlhflow_step, "mean", ("+", "-"), "<|eot_id|>"),
     )

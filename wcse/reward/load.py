@@ -5,7 +5,9 @@ Knows file names and configs; what layouts mean is in ``families``, what heads c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from wcse.engine.engine import Engine
 from wcse.engine.llm import pages_in
 from wcse.engine.runner import Runner
-from wcse.models.load import LoadedModel, load_model
-from wcse.reward.families import Layout, family_named
+from wcse.models.load import LoadedModel, load_model, read_config
+from wcse.reward.families import FAMILIES, Family, Layout, family_named
 from wcse.reward.head import Head, head_from_tensors
-from wcse.reward.scorer import SeparatePRM, SharedHead
+from wcse.reward.readers import HeadReader, LogprobReader, Reader
+from wcse.reward.scorer import ImplicitPRM, SeparatePRM, SharedHead
 from wcse.types import WcseError
 
 SHARED_FILE = "prm_head.safetensors"
@@ -44,32 +47,65 @@ def load_shared_head(engine: Engine) -> SharedHead:
     return SharedHead(engine, head, default_agg=metadata.get("default_agg", "last"))
 
 
-def load_prm(path: str, *, kv_memory: float, family: str | None = None) -> SeparatePRM:
-    """A process reward model with its own KV tree.
+def load_prm(path: str, *, kv_memory: float, family: str | None = None) -> SeparatePRM | ImplicitPRM:
+    """A process reward model with its own KV tree, or two.
 
     Args:
         path: as for a policy.
         kv_memory: GiB for its keys and values.
-        family: name in ``families.FAMILIES``; None takes token classification where the model is one.
+        family: name in ``families.FAMILIES``; None takes what the model says of itself.
 
     Raises:
         WcseError: the model cannot be loaded, or its head or vocabulary does not fit the family.
     """
+    chosen = family_named(family or _guess_family(path, read_config(path)))
+    if chosen.ratio:
+        return _load_implicit(path, chosen, kv_memory)
     model = load_model(path, lm_head=False)
-    chosen = family_named(family or _guess_family(path, model))
-    layout = Layout(chosen, model.tokenizer, separator=model.extras.get("separator", "\n\n"), source=path)
+    layout = _layout(chosen, model, path)
     if layout.column_ids is None:
         head = head_from_tensors(model.extra_tensors(), model.spec.dim, source=path)
     else:
         head = _columns(model, layout.column_ids, path)
+    return _separate(model, layout, HeadReader(head), kv_memory)
+
+
+def _load_implicit(path: str, family: Family, kv_memory: float) -> ImplicitPRM:
+    """The model and its reference, with half of the memory each."""
+    model = load_model(path)
+    name, beta = model.extras.get("reference"), model.extras.get("beta")
+    if not isinstance(name, str) or not isinstance(beta, int | float) or not beta > 0:
+        raise WcseError(
+            f"prm={path!r}: an implicit PRM needs 'reference' (a model) and 'beta' (a positive number) in the "
+            f"'wcse' object of its config.json; it has reference={name!r}, beta={beta!r}"
+        )
+    reference = load_model(name)
+    if reference.spec.vocab_size < model.spec.vocab_size:
+        raise WcseError(
+            f"prm={path!r}: its reference {name!r} has {reference.spec.vocab_size} tokens and the PRM "
+            f"{model.spec.vocab_size}; give the model that it was trained against"
+        )
+    layout = _layout(family, model, path)
+    mine, other = (_separate(m, layout, LogprobReader(), kv_memory / 2) for m in (model, reference))
+    return ImplicitPRM(mine, other, beta=float(beta), bias=float(model.extras.get("bias", 0.0)))
+
+
+def _layout(family: Family, model: LoadedModel, path: str) -> Layout:
+    return Layout(family, model.tokenizer, separator=model.extras.get("separator", "\n\n"), source=path)
+
+
+def _separate(model: LoadedModel, layout: Layout, reader: Reader, kv_memory: float) -> SeparatePRM:
     runner = Runner(model.decoder, num_pages=pages_in(model, kv_memory))
-    agg = model.extras.get("default_agg", chosen.default_agg)
-    return SeparatePRM(runner, layout, head, context=model.context, default_agg=agg)
+    agg = model.extras.get("default_agg", layout.family.default_agg)
+    return SeparatePRM(runner, layout, reader, context=model.context, default_agg=agg)
 
 
-def _guess_family(path: str, model: LoadedModel) -> str:
-    """The family of a model that does not say: by its class, else by its name."""
-    architecture = model.architecture
+def _guess_family(path: str, config: Mapping[str, Any]) -> str:
+    """The family of a model: what its config says, else by its class, else by its name."""
+    stated = (config.get("wcse") or {}).get("family")
+    if stated is not None:
+        return str(stated)
+    architecture = next(iter(config.get("architectures") or []), "the model")
     if architecture.endswith("ForTokenClassification"):
         return "token_classification"
     lowered = path.lower()
@@ -79,7 +115,7 @@ def _guess_family(path: str, model: LoadedModel) -> str:
         return "rlhflow"
     raise WcseError(
         f"prm={path!r}: {architecture} says nothing of its format; set prm_family "
-        "(token_classification, math_shepherd or rlhflow), or give a token-classification model"
+        f"({', '.join(FAMILIES)}), or give a token-classification model"
     )
 
 

@@ -2,7 +2,7 @@
 
 ``SharedHead`` reads the policy's own hidden states, so policy and verifier share one KV tree. ``SeparatePRM``
 is a second model over its own tree that mirrors the policy's: siblings share their prefix and only a step's
-new tokens are read. Neither knows of strategies, aggregation or answers.
+new tokens are read. ``ImplicitPRM`` compares two of these. None knows of strategies, aggregation or answers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from wcse.engine.engine import Account, Engine, Root
 from wcse.engine.runner import KVMemoryError, Runner, Span
 from wcse.reward.families import Layout
 from wcse.reward.head import Head
+from wcse.reward.readers import Reader
 from wcse.types import Node
 
 READ_TOKENS = 1024  # tokens of one verifier batch
@@ -82,14 +83,16 @@ class SeparatePRM:
     Args:
         runner: the verifier's decoder and KV tree.
         layout: how problem and steps become ids.
-        head: what turns the hidden state at the end of a step's piece into a score.
+        reader: what turns the rows of a step's piece into a score.
         context: longest input in tokens; a longer one scores NaN, which ranks last.
     """
 
-    def __init__(self, runner: Runner, layout: Layout, head: Head, *, context: int, default_agg: str) -> None:
+    def __init__(
+        self, runner: Runner, layout: Layout, reader: Reader, *, context: int, default_agg: str
+    ) -> None:
         self.runner = runner
         self.layout = layout
-        self.head = head
+        self.reader = reader
         self.context = context
         self.default_agg = default_agg
         self._mirrors: WeakKeyDictionary[Root, _Mirror] = WeakKeyDictionary()
@@ -146,15 +149,12 @@ class SeparatePRM:
                     f"KV memory of the verifier: one path of {reading.span.depth} tokens does not fit in "
                     f"{self.runner.tree.stats()['total']} pages; give more memory (kv_memory)"
                 )
-        hidden = self.runner.run(work)
-        at = {span: i for i, span in enumerate(work.spans)}
+        scores = self.reader(self.runner, work, [reading.span for reading in done])
         del self._queue[: len(done)]
-        if done:
-            scores = self.head(hidden[[at[reading.span] for reading in done]]).tolist()
-            for reading, score in zip(done, scores, strict=True):
-                if not reading.node.live:
-                    self.runner.release(reading.span)
-                reading.done(score)
+        for reading, score in zip(done, scores, strict=True):
+            if not reading.node.live:
+                self.runner.release(reading.span)
+            reading.done(score)
 
     def account(self, root: Root) -> Account:
         mirror = self._mirrors.get(root)
@@ -175,3 +175,61 @@ class SeparatePRM:
         """The span of the nearest step above, and the number of steps above."""
         above = [step for step in node.steps()[:-1] if step in self._spans]
         return (self._spans[above[-1]] if above else mirror.prompt), len(above)
+
+
+class ImplicitPRM:
+    """An implicit process reward model: two language models whose log-ratio is the reward (arXiv 2412.01981).
+
+    The score of a step is sigmoid(bias + beta * (log p(path) - log p_reference(path))), over all tokens of the
+    solution up to the end of the step; so it is already accumulated, and ``last`` is its aggregation.
+
+    Args:
+        model: reads log-probabilities of paths under the trained model (``readers.LogprobReader``).
+        reference: the same under the model that it was trained against.
+        beta: what the log-ratio, in nats, is multiplied by.
+        bias: the logit of a path that both find equally likely.
+    """
+
+    default_agg = "last"
+
+    def __init__(self, model: SeparatePRM, reference: SeparatePRM, *, beta: float, bias: float = 0.0) -> None:
+        self.model = model
+        self.reference = reference
+        self.beta = beta
+        self.bias = bias
+
+    def submit(self, root: Root, problem: str, node: Node, done: Done) -> None:
+        if blank(node):
+            done(None)
+            return
+        found: dict[SeparatePRM, float | None] = {}
+
+        def hear(side: SeparatePRM) -> Done:
+            def heard(logprob: float | None) -> None:
+                found[side] = logprob
+                if len(found) == 2:
+                    done(self._score(found[self.model], found[self.reference]))
+
+            return heard
+
+        self.model.submit(root, problem, node, hear(self.model))
+        self.reference.submit(root, problem, node, hear(self.reference))
+
+    def _score(self, logprob: float | None, reference: float | None) -> float:
+        assert logprob is not None and reference is not None
+        logit = self.bias + self.beta * (logprob - reference)
+        return float(torch.sigmoid(torch.tensor(logit, dtype=torch.float64)))
+
+    @property
+    def waiting(self) -> int:
+        return max(self.model.waiting, self.reference.waiting)
+
+    def step(self) -> None:
+        for side in (self.model, self.reference):
+            if side.waiting:
+                side.step()
+
+    def account(self, root: Root) -> Account:
+        """Tokens of both models."""
+        mine, other = self.model.account(root), self.reference.account(root)
+        return Account(mine.computed + other.computed, mine.reused + other.reused)

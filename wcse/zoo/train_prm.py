@@ -6,9 +6,9 @@ right from here, 0 to 1; None, NaN or a negative number where there is no label)
 
 * ``--kind head``: two layers on the policy's own final-norm states, read at the last token of a step in the
   policy's stream: the separator, or the end token after the last step. Written beside the policy.
-* ``--kind model``: a ``LlamaForTokenClassification`` begun from ``--policy`` (a stronger one than the policy that
-  it will judge, best) with two layers on top, that reads ``problem, step, separator, step, separator, ...`` at
-  each separator. While it trains, it also learns how plausible its start finds every token.
+* ``--kind implicit``: an implicit process reward model (arXiv 2412.01981), a language model begun from
+  ``--policy`` (one stronger than the policy that it will judge, best). The score of a step is the sigmoid of
+  bias + beta times the log-ratio between it and ``--reference`` over all tokens up to there.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from wcse import zoo
+
 from .corpus import SEPARATOR
-from .plausibility import Reading, deepen, padded, token_plausibility
 from .sample import boxed
 from .tiny_llama import TinyLlama, load_weights
 from .tokenizer import END, PAD, load_tokenizer, prompt_text, token_id
@@ -41,20 +42,21 @@ HEAD_FILE = "prm_head.safetensors"
 DEFAULT_AGG = "last"
 VALIDATION_SHARE = 0.1
 HEAD_UNITS = 256
-EXTRA_LAYERS = 2
+BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class Row:
-    """A solution as token ids with the positions that are read and their labels."""
+    """A solution as token ids with the positions that are read and their labels.
+
+    The first ``prompt`` ids are the problem; rows of one ``group`` belong to one problem.
+    """
 
     ids: list[int]
     reads: list[int]
     labels: list[float]
-
-
-Encoded = TypeVar("Encoded", Row, Reading)
-Encode = Callable[[Tokenizer, str, Sequence[str]], tuple[list[int], list[int]]]
+    prompt: int
+    group: str
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -67,21 +69,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file if line.strip()]
 
 
-def encode_for_head(tokenizer: Tokenizer, prompt: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+def encode(tokenizer: Tokenizer, prompt: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
     """The policy's own stream; read at each step's last token."""
     ids, reads = tokenizer.encode(prompt_text(prompt)).ids, []
     for step in steps:
         closing = END if boxed(step) is not None else SEPARATOR
         ids += [*tokenizer.encode(step).ids, token_id(tokenizer, _token(closing))]
-        reads.append(len(ids) - 1)
-    return ids, reads
-
-
-def encode_for_model(tokenizer: Tokenizer, prompt: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-    """The layout of token-classification PRMs: problem, then each step and a separator; read there."""
-    ids, reads = tokenizer.encode(prompt).ids, []
-    for step in steps:
-        ids += [*tokenizer.encode(step).ids, token_id(tokenizer, _token(SEPARATOR))]
         reads.append(len(ids) - 1)
     return ids, reads
 
@@ -95,14 +88,16 @@ def _usable(label: float | None) -> bool:
     return label is not None and not math.isnan(label) and label >= 0
 
 
-def encode_rows(tokenizer: Tokenizer, records: Sequence[dict[str, Any]], encode: Encode) -> list[Row]:
+def encode_rows(tokenizer: Tokenizer, records: Sequence[dict[str, Any]]) -> list[Row]:
     """Rows with at least one label."""
     rows = []
     for record in records:
-        ids, reads = encode(tokenizer, record["prompt"], record["completions"])
+        problem = record["prompt"]
+        ids, reads = encode(tokenizer, problem, record["completions"])
         kept = [(r, float(y)) for r, y in zip(reads, record["labels"], strict=True) if _usable(y)]
         if kept:
-            rows.append(Row(ids, [r for r, _ in kept], [y for _, y in kept]))
+            prompt = len(tokenizer.encode(prompt_text(problem)).ids)
+            rows.append(Row(ids, [r for r, _ in kept], [y for _, y in kept], prompt, problem))
     return rows
 
 
@@ -115,24 +110,21 @@ def split_records(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any
     return sides
 
 
-def batches(rows: Sequence[Encoded], tokens: int, rng: Random) -> list[list[Encoded]]:
+def padded(rows: Sequence[list[int]], pad: int) -> Tensor:
+    """Right-padded ids [rows, longest]."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+
+
+def batches(rows: Sequence[Row], tokens: int, rng: Random) -> list[list[Row]]:
     """One pass over the rows in batches of like length."""
-    out: list[list[Encoded]] = [[]]
+    out: list[list[Row]] = [[]]
     for row in sorted(rows, key=lambda r: (len(r.ids), rng.random())):
         if (len(out[-1]) + 1) * len(row.ids) > tokens:
             out.append([])
         out[-1].append(row)
     rng.shuffle(out)
     return [batch for batch in out if batch]
-
-
-def states(model: TinyLlama, batch: Sequence[Row], pad: int) -> tuple[Tensor, Tensor]:
-    """Final-norm states at all read positions of a batch, and their labels."""
-    ids = padded([row.ids for row in batch], pad)
-    index = torch.tensor([i for i, row in enumerate(batch) for _ in row.reads])
-    reads = torch.tensor([r for row in batch for r in row.reads])
-    labels = torch.tensor([y for row in batch for y in row.labels])
-    return model.hidden(ids)[index, reads].float(), labels
 
 
 class Budget:
@@ -173,72 +165,56 @@ def train_head(features: Tensor, labels: Tensor, *, epochs: int, seed: int) -> n
     return head.eval()
 
 
-def readings(tokenizer: Tokenizer, records: Sequence[dict[str, Any]]) -> list[Reading]:
-    """Every record as the verifier and as the policy see it."""
+def step_logprobs(model: TinyLlama, batch: Sequence[Row], pad: int) -> Tensor:
+    """log p(solution up to each step | problem), of all read positions of a batch in turn.
+
+    What closes a step (the separator or the end token) counts with the next one, as in the scorer's layout.
+    """
+    ids = padded([row.ids for row in batch], pad)
+    hidden = model.hidden(ids)
     out = []
-    for record in records:
-        prompt = len(tokenizer.encode(record["prompt"]).ids)
-        ids, reads = encode_for_model(tokenizer, record["prompt"], record["completions"])
-        spoken, _ = encode_for_head(tokenizer, record["prompt"], record["completions"])
-        kept = [(r, float(y)) for r, y in zip(reads, record["labels"], strict=True) if _usable(y)]
-        out.append(Reading(ids, [r for r, _ in kept], [y for _, y in kept], spoken, len(ids) - prompt))
-    return [reading for reading in out if reading.reads]
+    for states, tokens, row in zip(hidden, ids, batch, strict=True):
+        begin, end = row.prompt, len(row.ids)
+        chosen = model.logits(states[begin - 1 : end - 1]).float().log_softmax(1)
+        sums = chosen.gather(1, tokens[begin:end, None])[:, 0].cumsum(0)
+        out.append(sums[[read - begin - 1 for read in row.reads]])
+    return torch.cat(out)
 
 
-class Heads(nn.Module):
-    """The verifier's score, and two auxiliary heads that are thrown away after training."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.score = nn.Linear(size, 2)
-        self.token = nn.Linear(size, 1)
-        self.path = nn.Linear(size, 1)
-
-    def loss(self, hidden: Tensor, batch: Sequence[Reading], plausible: Sequence[Tensor]) -> Tensor:
-        """Labels at the reads; plausibility of each token, and of the solution up to each read."""
-        scores, labels, tokens, chances, paths, sofar = [], [], [], [], [], []
-        for states, reading, log_ratio in zip(hidden, batch, plausible, strict=True):
-            end = len(reading.ids)
-            begin = end - reading.written
-            at_reads = states[reading.reads]
-            scores.append(self.score(at_reads))
-            labels += reading.labels
-            tokens.append(self.token(states[begin:end])[:, 0])
-            chances.append(log_ratio.exp())
-            paths.append(self.path(at_reads)[:, 0])
-            sofar.append((0.5 * log_ratio.cumsum(0)[[r - begin for r in reading.reads]]).exp())
-        z = torch.cat(scores)
-        bce = F.binary_cross_entropy_with_logits
-        return (
-            bce(z[:, 1] - z[:, 0], torch.tensor(labels))
-            + 2 * bce(torch.cat(tokens), torch.cat(chances))
-            + bce(torch.cat(paths), torch.cat(sofar))
-        )
+def labels_of(batch: Sequence[Row]) -> Tensor:
+    """Labels of all read positions of a batch in turn."""
+    return torch.tensor([y for row in batch for y in row.labels])
 
 
-def train_model(
-    model: TinyLlama, teacher: TinyLlama, rows: Sequence[Reading], *, pad: int, minutes: float, seed: int
-) -> nn.Linear:
-    """Train ``model`` in place together with a two-class head, which is returned."""
-    rng = Random(seed)
-    torch.manual_seed(seed)
-    heads = Heads(model.config.hidden_size)
-    old = teacher.config.num_hidden_layers
-    new = [*model.layers[old:].parameters(), *heads.parameters()]
-    known = {id(p) for p in new}
-    base = [p for p in model.parameters() if id(p) not in known]
-    optimizer = torch.optim.AdamW(
-        [{"params": base, "scale": 0.3}, {"params": new, "scale": 1.0}], betas=(0.9, 0.98), weight_decay=0.01
-    )
-    budget, last = Budget(minutes, 2e-3), time.monotonic()
+@dataclass(frozen=True)
+class Ratio:
+    """How an implicit verifier reads its log-ratio to the embedded model ``reference``: a logit."""
+
+    reference: str
+    beta: float
+    bias: float
+
+    def logit(self, logprob: Tensor, reference: Tensor) -> Tensor:
+        """The logit of the score, from log-probabilities of paths under the model and its reference."""
+        return self.beta * (logprob - reference) + self.bias
+
+
+def train_implicit(
+    model: TinyLlama, ratio: Ratio, rows: Sequence[Row], *, pad: int, minutes: float, seed: int
+) -> None:
+    """Train ``model`` in place: cross-entropy between the sigmoid of its scaled log-ratio and the labels."""
+    rng, reference = Random(seed), load_weights(zoo.path(ratio.reference))
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    budget, last = Budget(minutes, 2e-4), time.monotonic()
     for number, batch in enumerate(_endless(rows, rng)):
         if budget.progress >= 1:
             break
         budget.set(optimizer)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            plausible = token_plausibility(teacher, batch, pad)
-            hidden = model.hidden(padded([reading.ids for reading in batch], pad))
-        loss = heads.loss(hidden.float(), batch, plausible)
+            with torch.no_grad():
+                base = step_logprobs(reference, batch, pad)
+            logits = ratio.logit(step_logprobs(model, batch, pad), base)
+        loss = F.binary_cross_entropy_with_logits(logits, labels_of(batch))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -247,19 +223,22 @@ def train_model(
             last = time.monotonic()
             line = {"progress": round(budget.progress, 3), "batch": number, "loss": round(loss.item(), 4)}
             print(json.dumps(line), flush=True)
-    return heads.score.eval()
 
 
-def _endless(rows: Sequence[Reading], rng: Random) -> Iterator[list[Reading]]:
+def _endless(rows: Sequence[Row], rng: Random) -> Iterator[list[Row]]:
     while True:
-        yield from batches(rows, 4096, rng)
+        yield from batches(rows, BATCH_TOKENS, rng)
 
 
 @torch.inference_mode()
-def features_of(model: TinyLlama, rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor]:
-    """States and labels of all read positions."""
-    parts = [states(model, batch, pad) for batch in batches(rows, 16_384, Random(0))]
-    return torch.cat([h for h, _ in parts]), torch.cat([y for _, y in parts])
+def features_of(model: TinyLlama, rows: Sequence[Row], pad: int) -> Tensor:
+    """Final-norm states [reads, hidden size] of all read positions in turn."""
+    parts = []
+    for begin in range(0, len(rows), 64):
+        batch = rows[begin : begin + 64]
+        hidden = model.hidden(padded([row.ids for row in batch], pad))
+        parts += [states[row.reads] for states, row in zip(hidden, batch, strict=True)]
+    return torch.cat(parts)
 
 
 def auc(scores: Tensor, labels: Tensor) -> float:
@@ -278,12 +257,26 @@ def calibration_error(scores: Tensor, labels: Tensor, bins: int = 10) -> float:
     return float(torch.stack(gaps).sum() / len(scores))
 
 
-def quality(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """What the model card reports."""
+def within_problem_auc(rows: Sequence[Row], finals: Tensor) -> float:
+    """The AUC of the last scores between the solutions of one problem, averaged over problems that have both."""
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault(row.group, []).append(index)
+    labels = torch.tensor([row.labels[-1] for row in rows])
+    values = [auc(finals[group], labels[group]) for group in groups.values()]
+    kept = [value for value in values if not math.isnan(value)]
+    return sum(kept) / len(kept) if kept else math.nan
+
+
+def quality(rows: Sequence[Row], scores: Tensor) -> dict[str, float]:
+    """What the model card reports, from the scores of all read positions in turn."""
+    labels = labels_of(rows)
+    finals = scores[torch.tensor([len(row.reads) for row in rows]).cumsum(0) - 1]
     return {
         "steps": len(labels),
         "mean_label": round(float(labels.mean()), 4),
         "auc": round(auc(scores, labels), 4),
+        "within_problem_auc": round(within_problem_auc(rows, finals), 4),
         "accuracy": round(float(((scores > 0.5) == (labels > 0.5)).double().mean()), 4),
         "ece": round(calibration_error(scores, labels), 4),
     }
@@ -297,29 +290,23 @@ def save_head(head: nn.Sequential, folder: Path) -> None:
     )
 
 
-def save_model(model: TinyLlama, head: nn.Linear, policy: Path, folder: Path) -> None:
-    """Write a ``LlamaForTokenClassification`` in fp16 with the policy's tokenizer."""
+def save_implicit(model: TinyLlama, start: Path, ratio: Ratio, folder: Path) -> None:
+    """Write the language model in fp16 with the tokenizer of its start, and how it is to be read."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"model.{k}": v.half().contiguous() for k, v in model.state_dict().items()}
-    state |= {f"score.{k}": v.half().contiguous() for k, v in head.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     record = {
-        "family": "token_classification",
+        "family": "implicit",
+        "reference": ratio.reference,
+        "beta": ratio.beta,
+        "bias": ratio.bias,
         "separator": SEPARATOR,
-        "head": "score",
         "default_agg": DEFAULT_AGG,
     }
-    config = json.loads((policy / "config.json").read_text()) | {
-        "num_hidden_layers": model.config.num_hidden_layers,
-        "architectures": ["LlamaForTokenClassification"],
-        "id2label": {"0": "bad", "1": "good"},
-        "label2id": {"bad": 0, "good": 1},
-        "wcse": record,
-    }
+    config = json.loads((start / "config.json").read_text()) | {"wcse": record}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "prm_config.json").write_text(json.dumps(record, indent=2) + "\n")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((policy / name).read_bytes())
+        (folder / name).write_bytes((start / name).read_bytes())
 
 
 def make_head(
@@ -328,29 +315,35 @@ def make_head(
     """Train, write and measure the shared head."""
     model, tokenizer = load_weights(policy), load_tokenizer(policy)
     pad = token_id(tokenizer, PAD)
-    train, held = (encode_rows(tokenizer, side, encode_for_head) for side in split_records(records))
-    head = train_head(*features_of(model, train, pad), epochs=epochs, seed=seed)
+    train, held = (encode_rows(tokenizer, side) for side in split_records(records))
+    head = train_head(features_of(model, train, pad), labels_of(train), epochs=epochs, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     save_head(head, out)
-    features, labels = features_of(model, held, pad)
     with torch.inference_mode():
-        return quality(head(features).squeeze(1).sigmoid(), labels)
+        return quality(held, head(features_of(model, held, pad)).squeeze(1).sigmoid())
 
 
-def make_model(
-    records: Sequence[dict[str, Any]], policy: Path, out: Path, minutes: float, seed: int
+def make_implicit(
+    records: Sequence[dict[str, Any]], policy: Path, ratio: Ratio, out: Path, minutes: float, seed: int
 ) -> dict[str, float]:
-    """Train, write and measure the separate verifier."""
-    teacher, tokenizer = load_weights(policy), load_tokenizer(policy)
+    """Train, write and measure the implicit verifier."""
+    model, tokenizer = load_weights(policy), load_tokenizer(policy)
     pad = token_id(tokenizer, PAD)
-    train, held = split_records(records)
-    model = deepen(teacher, EXTRA_LAYERS).train()
-    head = train_model(model, teacher, readings(tokenizer, train), pad=pad, minutes=minutes, seed=seed)
-    save_model(model, head, policy, out)
-    features, labels = features_of(model.eval(), encode_rows(tokenizer, held, encode_for_model), pad)
-    with torch.inference_mode():
-        logits = head(features)
-    return quality((logits[:, 1] - logits[:, 0]).sigmoid(), labels)
+    train, held = (encode_rows(tokenizer, side) for side in split_records(records))
+    train_implicit(model, ratio, train, pad=pad, minutes=minutes, seed=seed)
+    save_implicit(model, policy, ratio, out)
+    return quality(held, implicit_scores(model, ratio, held, pad))
+
+
+@torch.inference_mode()
+def implicit_scores(model: TinyLlama, ratio: Ratio, rows: Sequence[Row], pad: int) -> Tensor:
+    """Scores of all read positions in turn."""
+    reference = load_weights(zoo.path(ratio.reference))
+    parts = [rows[i : i + 32] for i in range(0, len(rows), 32)]
+    logits = [
+        ratio.logit(step_logprobs(model, part, pad), step_logprobs(reference, part, pad)) for part in parts
+    ]
+    return torch.cat(logits).sigmoid()
 
 
 def main() -> None:
@@ -359,8 +352,11 @@ def main() -> None:
     parser.add_argument("labels", type=Path, nargs="+")
     parser.add_argument("--policy", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kind", choices=("head", "model"), required=True)
-    parser.add_argument("--minutes", type=float, default=10.0, help="for --kind model")
+    parser.add_argument("--kind", choices=("head", "implicit"), required=True)
+    parser.add_argument("--reference", default="tiny-wc", help="embedded model, for --kind implicit")
+    parser.add_argument("--beta", type=float, default=0.3, help="for --kind implicit")
+    parser.add_argument("--bias", type=float, default=1.0, help="for --kind implicit")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for --kind implicit")
     parser.add_argument("--epochs", type=int, default=20, help="for --kind head")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
@@ -370,7 +366,8 @@ def main() -> None:
     if args.kind == "head":
         report = make_head(records, args.policy, args.out, args.epochs, args.seed)
     else:
-        report = make_model(records, args.policy, args.out, args.minutes, args.seed)
+        ratio = Ratio(args.reference, args.beta, args.bias)
+        report = make_implicit(records, args.policy, ratio, args.out, args.minutes, args.seed)
     print(json.dumps(report))
 
 
