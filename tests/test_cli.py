@@ -15,6 +15,7 @@ import pytest
 import sample_runs
 
 from wcse import cli
+from wcse.cli import solve as solve_command
 from wcse.data.journal import read_header, read_records
 from wcse.progress import Progress
 from wcse.recipe import Recipe
@@ -67,10 +68,16 @@ def command(tmp_path: Path) -> list[str]:
     return ["solve", *(f"--{name}={value}" for name, value in options.items())]
 
 
+def main(argv: list[str], solver: Solver | None = None) -> int:
+    """The command line with a stand-in for ``wcse.solve.solve``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wcse.solve.solve", solver or Solver())
+        return cli.main(argv)
+
+
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str], solver: Solver | None = None) -> str:
     """The one line of an error with exit code 2."""
-    solver = solver or Solver()
-    assert cli.main(argv, solver=solver) == 2
+    assert main(argv, solver) == 2
     streams = capsys.readouterr()
     last = streams.err.splitlines()[-1]
     assert last.startswith("wcse: error: ") and "Traceback" not in streams.err
@@ -81,7 +88,7 @@ def test_solve_writes_everything_and_says_where(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     solver = Solver()
-    assert cli.main(command, solver=solver) == 0
+    assert main(command, solver) == 0
     streams = capsys.readouterr()
     names = {"journal.tsv", "lock", "nodes.parquet", "report.html", "solutions.parquet", "summary.json"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == names
@@ -107,27 +114,27 @@ def test_solve_writes_everything_and_says_where(
 
 
 def test_quiet_leaves_only_the_result(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*command, "--quiet"], solver=Solver()) == 0
+    assert main([*command, "--quiet"], Solver()) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_interrupt_says_how_to_go_on_and_the_same_command_does(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(command, solver=Solver(3, KeyboardInterrupt())) == 130
+    assert main(command, Solver(3, KeyboardInterrupt())) == 130
     message = capsys.readouterr().err
     assert f"3 of 8 are stored in {tmp_path / 'run'}; run the same command again" in message
     second = Solver()
-    assert cli.main(command, solver=second) == 0
+    assert main(command, second) == 0
     assert "resuming: 3 of 8 are done" in capsys.readouterr().err
     assert len(second.calls[0][2]) == 3
     assert len(list(read_records(tmp_path / "run"))) == 8
 
 
 def test_a_finished_run_loads_no_model(command: list[str]) -> None:
-    assert cli.main(command, solver=Solver()) == 0
+    assert main(command, Solver()) == 0
     again = Solver()
-    assert cli.main([*command, "--batch-size=2"], solver=again) == 0  # a runtime option may change
+    assert main([*command, "--batch-size=2"], again) == 0  # a runtime option may change
     assert again.calls == []
 
 
@@ -143,7 +150,7 @@ def test_an_error_in_the_middle_keeps_what_is_stored(
 def test_a_changed_recipe_problem_or_model_is_refused(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(command, solver=Solver(3, KeyboardInterrupt())) == 130
+    assert main(command, Solver(3, KeyboardInterrupt())) == 130
     before = (tmp_path / "run" / "journal.tsv").read_bytes()
     message = refused([*command, "--n=16", "--temperature=0.5"], capsys)
     assert "n was 8, now 16; temperature was 0.8, now 0.5; give the same options to resume it" in message
@@ -162,10 +169,10 @@ def test_without_out_the_recipe_names_the_directory(
     monkeypatch.chdir(tmp_path)
     argv = [part for part in command if not part.startswith("--out")]
     first = Solver()
-    assert cli.main(argv, solver=first) == 0
+    assert main(argv, first) == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name == first.calls[0][0].digest[:12]
-    assert cli.main([*argv, "--seed=2"], solver=Solver()) == 0
+    assert main([*argv, "--seed=2"], Solver()) == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
@@ -215,12 +222,12 @@ def test_a_prm_that_is_needed_is_asked_for(command: list[str], capsys: pytest.Ca
 def test_report_rebuilds_the_outputs(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(command, solver=Solver()) == 0
+    assert main(command, Solver()) == 0
     first = capsys.readouterr().out
     written = {name: (tmp_path / "run" / name).read_bytes() for name in ("report.html", "summary.json")}
     for name in ("report.html", "summary.json", "nodes.parquet", "solutions.parquet"):
         (tmp_path / "run" / name).unlink()
-    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    assert main(["report", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out == first
     assert {name: (tmp_path / "run" / name).read_bytes() for name in written} == written
     assert "no journal.tsv in it" in refused(["report", str(tmp_path)], capsys)
@@ -228,26 +235,26 @@ def test_report_rebuilds_the_outputs(
 
 def test_demo_runs_all_strategies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("reasoning_gym")
-    monkeypatch.setattr(cli, "DEMO", cli.DEMO | {"policy": str(tmp_path)})
+    monkeypatch.setattr(solve_command, "DEMO", solve_command.DEMO | {"policy": str(tmp_path)})
     (tmp_path / "weights").write_bytes(b"1")
     solver = Solver()
     out = tmp_path / "out"
-    assert cli.main(["demo", "--limit=2", "--n=8", f"--out={out}"], solver=solver) == 0
+    assert main(["demo", "--limit=2", "--n=8", f"--out={out}"], solver) == 0
     recipe = solver.calls[0][0]
-    assert recipe.strategies == sample_runs.ALL and recipe.n == 8 and recipe.prm == cli.DEMO["prm"]
+    assert recipe.strategies == sample_runs.ALL and recipe.n == 8 and recipe.prm == solve_command.DEMO["prm"]
 
 
 def test_demo_recipe_is_valid() -> None:
-    assert Recipe.parse(cli.DEMO).n == 16
+    assert Recipe.parse(solve_command.DEMO).n == 16
 
 
 def test_help_agrees_with_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["solve", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    options = {name.replace("-", "_"): settings for name, settings in cli._SOLVE}
+    options = {name.replace("-", "_"): settings for name, settings in solve_command._SOLVE}
     fields = {settings.get("dest", name) for name, settings in options.items()} - {"quiet"}
-    assert fields == set(Recipe.model_fields) - {"delimiter"}
+    assert fields == set(Recipe.model_fields)
     for name, default in re.findall(r"--([a-z-]+) [A-Z]+ (?:(?! --).)*?\(default ([\d.]+)\)", text):
         assert float(default) == Recipe.model_fields[name.replace("-", "_")].default, name
 

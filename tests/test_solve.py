@@ -96,6 +96,7 @@ def test_a_separate_prm_reads_each_token_once(problems: list[Problem]) -> None:
 
 KILLED = """
 import os, signal, sys
+import wcse.solve
 from wcse.cli import main
 from wcse.solve import solve
 
@@ -109,7 +110,8 @@ def killed(recipe, problems, on_record, on_progress, skip):
             os.kill(os.getpid(), signal.SIGKILL)
     solve(recipe, problems, record, on_progress, skip)
 
-main(sys.argv[1:], solver=killed)
+wcse.solve.solve = killed
+main(sys.argv[1:])
 """
 
 

@@ -1,29 +1,18 @@
-"""The command line: ``wcse solve``, ``wcse demo``, ``wcse report``.
-
-Only argparse is imported here, so that ``wcse --help`` answers at once; everything heavy waits for the
-command that needs it. A mistake of the user is one line on stderr and exit code 2, never a traceback.
-"""
+"""``wcse solve``, ``wcse demo`` and ``wcse report``: a run in a directory, resumed where it stopped."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from wcse.names import suggest
-from wcse.types import WcseError
+from wcse.cli.command import INTERRUPTED, Command, Options
 
 if TYPE_CHECKING:
     from wcse.data.journal import Journal
     from wcse.data.outputs import Outputs
     from wcse.recipe import Recipe
     from wcse.types import Problem
-
-Solver = Callable[..., None]
-"""``wcse.solve.solve`` or a stand-in of a test."""
-
-INTERRUPTED = 130
 
 DEMO = {
     "policy": "tiny-wc",
@@ -37,43 +26,13 @@ DEMO = {
 """The recipe of ``wcse demo``."""
 
 
-def main(argv: Sequence[str] | None = None, *, solver: Solver | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for a mistake of the user, 130 when interrupted.
-
-    Args:
-        argv: arguments without the program's name; None takes the process's own.
-        solver: stands in for ``wcse.solve.solve``.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character must not end the run
-    try:
-        return _dispatch(_parse(argv), solver)
-    except WcseError as error:
-        print(f"wcse: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nwcse: interrupted", file=sys.stderr)
-        return INTERRUPTED
-
-
-def _dispatch(args: argparse.Namespace, solver: Solver | None) -> int:
-    options = dict(vars(args))
-    command, quiet = options.pop("command"), options.pop("quiet", False)
-    if command is None:
-        _parser().print_help()
-        return 2
-    if command == "report":
-        _show(_outputs(options["directory"]))
-        return 0
-    return _run(DEMO | options if command == "demo" else options, quiet=quiet, solver=solver)
-
-
-def _run(options: Mapping[str, Any], *, quiet: bool, solver: Solver | None) -> int:
+def solve(options: Options) -> int:
     """Solve what the journal lacks, then write the outputs."""
     from wcse.problems import load_problems
     from wcse.recipe import Recipe
 
+    options = dict(options)
+    quiet = options.pop("quiet", False)
     recipe = Recipe.parse(options)
     problems = load_problems(recipe.problems, limit=recipe.limit)
     directory = recipe.out or f"runs/{recipe.digest[:12]}"
@@ -83,7 +42,7 @@ def _run(options: Mapping[str, Any], *, quiet: bool, solver: Solver | None) -> i
             _announce(recipe, journal, directory, total)
         if len(journal.done) < total:
             try:
-                _solve(recipe, problems, journal, quiet=quiet, solver=solver)
+                _solve(recipe, problems, journal, quiet=quiet)
             except KeyboardInterrupt:
                 print(
                     f"\nwcse: interrupted: {len(journal.done)} of {total} are stored in {directory}; "
@@ -95,23 +54,14 @@ def _run(options: Mapping[str, Any], *, quiet: bool, solver: Solver | None) -> i
     return 0
 
 
-def _solve(
-    recipe: Recipe, problems: Sequence[Problem], journal: Journal, *, quiet: bool, solver: Solver | None
-) -> None:
+def _solve(recipe: Recipe, problems: Sequence[Problem], journal: Journal, *, quiet: bool) -> None:
     from wcse.progress import ProgressLine
+    from wcse.solve import solve
 
-    if solver is None:
-        from wcse.solve import solve
-
-        solver = solve
     line = ProgressLine(sys.stderr, quiet=quiet)
     try:
-        solver(
-            recipe,
-            list(problems),
-            on_record=journal.append,
-            on_progress=line,
-            skip=frozenset(journal.done),
+        solve(
+            recipe, list(problems), on_record=journal.append, on_progress=line, skip=frozenset(journal.done)
         )
     finally:
         line.close()
@@ -174,61 +124,33 @@ def _show(outputs: Outputs) -> None:
     print(f"\nreport: {outputs.report}")
 
 
-# --- arguments --------------------------------------------------------------------------------------------
+def demo(options: Options) -> int:
+    """All strategies with the embedded models."""
+    return solve(DEMO | options)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes become a WcseError instead of a usage text and an exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise WcseError(f"{message}; see {self.prog} --help")
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from importlib.metadata import version
-
-        print(f"wcse {version('wcse')}")
-        parser.exit(0)
+def report(options: Options) -> int:
+    """Write the outputs of a run again."""
+    _show(_outputs(options["directory"]))
+    return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise WcseError(_unknown_argument(unknown[0], args.command))
-    missing = [
-        f"--{option}" for option, field in _NEEDED.items() if args.command == "solve" and field not in args
-    ]
-    if missing:
-        raise WcseError(f"{', '.join(missing)} missing; see wcse solve --help")
-    return args
-
-
-def _unknown_argument(argument: str, command: str | None) -> str:
-    name = argument.partition("=")[0]
-    known = [f"--{option}" for option, _ in _COMMANDS.get(command or "", ())]
-    return (
-        f"unknown argument {name!r}{suggest(name, known)}; see wcse {f'{command} ' if command else ''}--help"
-    )
+def _unescaped(text: str) -> str:
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _strategies(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-_Options = tuple[tuple[str, dict[str, Any]], ...]
-
-_RUNTIME: _Options = (
+RUNTIME = (
     ("out", {"metavar": "DIR", "help": "journal and outputs (default runs/<digest of the recipe>)"}),
     ("batch-size", {"type": int, "metavar": "ROWS", "help": "most rows in a batch"}),
     ("kv-memory-gb", {"type": float, "metavar": "GB", "help": "memory for keys and values"}),
     ("threads", {"type": int, "metavar": "T", "help": "CPU threads"}),
     ("quiet", {"action": "store_true", "help": "no progress line"}),
 )
-_SOLVE: _Options = (
+_SOLVE = (
     ("policy", {"metavar": "P", "help": "model: folder, .gguf file, tiny-wc, or hub id"}),
     ("prm", {"metavar": "R", "help": "verifier: a model, or 'shared' for the policy's own head"}),
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
@@ -258,22 +180,22 @@ _SOLVE: _Options = (
         "max-step-tokens",
         {"type": int, "metavar": "K", "help": "most tokens of a step; 0: no limit (default 0)"},
     ),
+    (
+        "delimiter",
+        {"type": _unescaped, "metavar": "TEXT", "help": r"what ends a step (default \n\n, a blank line)"},
+    ),
     ("agg-strategy", {"metavar": "A", "help": "last, min, prod or mean (default: the verifier's own)"}),
     ("seed", {"type": int, "metavar": "S", "help": "seed of all random numbers (default 42)"}),
     ("system-prompt", {"metavar": "TEXT", "help": "system turn before each problem"}),
-    *_RUNTIME,
+    *RUNTIME,
 )
-_DEMO: _Options = (
+_DEMO = (
     ("problems", {"metavar": "SPEC", "help": f"see below (default {DEMO['problems']})"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),
     ("n", {"type": int, "metavar": "N", "help": f"budget: solutions per problem (default {DEMO['n']})"}),
     ("seed", {"type": int, "metavar": "S", "help": "seed of all random numbers (default 42)"}),
-    *_RUNTIME,
+    *RUNTIME,
 )
-_NEEDED = {"policy": "policy", "problems": "problems", "strategy": "strategies"}
-"""What ``wcse solve`` cannot do without: option -> field. Checked last, so that a typo is named first."""
-
-_COMMANDS: dict[str, _Options] = {"solve": _SOLVE, "demo": _DEMO}
 
 _SPEC_HELP = """\
 SPEC is one of
@@ -284,36 +206,26 @@ SPEC is one of
 A run stops and goes on: the same command resumes what DIR holds. Changed options are refused there.
 """
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="wcse",
-        description="Search over partial solutions with a weak, cheap policy and a verifier.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version"
-    )
-    commands = parser.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
-    about = {
-        "solve": "solve problems with a policy, a verifier and search strategies",
-        "demo": "all strategies with the embedded models; a few minutes on a plain CPU",
-    }
-    for name, options in _COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=about[name],
-            description=about[name],
-            epilog=_SPEC_HELP,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        for option, settings in options:
-            command.add_argument(f"--{option}", default=argparse.SUPPRESS, **settings)
-    report = commands.add_parser("report", help="write the outputs of a run again", allow_abbrev=False)
-    report.add_argument("directory", metavar="DIR", help="directory of the run")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+COMMANDS = (
+    Command(
+        "solve",
+        "solve problems with a policy, a verifier and search strategies",
+        solve,
+        _SOLVE,
+        needs=("policy", "problems", "strategy"),
+        epilog=_SPEC_HELP,
+    ),
+    Command(
+        "demo",
+        "all strategies with the embedded models; a few minutes on a plain CPU",
+        demo,
+        _DEMO,
+        epilog=_SPEC_HELP,
+    ),
+    Command(
+        "report",
+        "write the outputs of a run again",
+        report,
+        arguments=(("directory", {"metavar": "DIR", "help": "directory of the run"}),),
+    ),
+)
