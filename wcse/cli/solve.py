@@ -18,7 +18,7 @@ DEMO = {
     "policy": "tiny-wc",
     "prm": "tiny-wc-prm",
     # Seeds from ten million up were kept out of the embedded models' training data.
-    "problems": "gsm_symbolic:size=100,seed=20261122",
+    "problems": "gsm_symbolic:size=200,seed=20261122",
     "strategies": ("greedy", "majority", "best_of_n", "weighted_best_of_n", "beam_search", "dvts"),
     "n": 16,
     "max_tokens": 256,
