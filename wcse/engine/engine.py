@@ -19,6 +19,7 @@ from wcse import _core
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.runner import PAGE, KVMemoryError, Runner, Span, Work, pages
 from wcse.kernels import ops
+from wcse.kernels.copies import join_rows, take_rows
 from wcse.models.load import LoadedModel
 from wcse.rng import node_key
 from wcse.tokens import decode, token_bytes
@@ -186,7 +187,7 @@ class Engine:
         for row, i in zip(self.rows, index, strict=True):
             if row.rolling:
                 self._roll(row, hidden[i])
-        self._sample(self.rows, hidden[index])
+        self._sample(self.rows, take_rows(hidden, index))
 
     # -- schedule ----------------------------------------------------------------------------------------
 
@@ -308,7 +309,7 @@ class Engine:
         rows = rows + [row for row, _ in births]
         if not rows:
             return
-        logits = self.model.decoder.logits(torch.cat(stack))
+        logits = self.model.decoder.logits(join_rows(stack))
         params = [row.growth.root.params for row in rows]
         n = len(rows)
         temperature = (0.0 if r.growth.greedy else p.temperature for r, p in zip(rows, params, strict=True))

@@ -16,6 +16,7 @@ import torch
 from wcse.engine.driver import Done
 from wcse.engine.engine import Account, Engine, Root
 from wcse.engine.runner import KVMemoryError, Runner, Span
+from wcse.kernels.copies import join_rows
 from wcse.reward.families import Layout
 from wcse.reward.head import Head
 from wcse.reward.readers import Reader
@@ -50,7 +51,7 @@ class SharedHead:
 
     def step(self) -> None:
         queue, self._queue = self._queue, []
-        scores = self.head(torch.stack([hidden for hidden, _ in queue])).tolist()
+        scores = self.head(join_rows([hidden[None] for hidden, _ in queue])).tolist()
         for (_, done), score in zip(queue, scores, strict=True):
             done(score)
 
