@@ -233,6 +233,6 @@ def test_two_layer_head_and_extremes() -> None:
     hidden = torch.randn(5, 4, generator=generator)
     expected = (torch.relu(hidden @ first.T) @ second.T).softmax(-1)[:, 1]
     assert torch.allclose(head(hidden), expected, atol=1e-6)
-    assert torch.equal(head(hidden)[2:3], head(hidden[2:3]))
+    assert torch.equal(head(hidden)[2:3], head(hidden, [2]))
     sure = Head([(torch.tensor([[-40.0], [40.0]]), None)])
     assert torch.isfinite(sure(torch.tensor([[1.0], [-1.0]]))).all()

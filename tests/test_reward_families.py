@@ -113,7 +113,7 @@ def test_scores_do_not_depend_on_batches_or_eviction(family: str, folder: Path, 
     longest = max(reading.read for reading in readings if reading.read < large.context)
     for side in sides(small):
         side.runner = Runner(side.runner.decoder, num_pages=longest // 16 + 10)
-    assert run(small, tree, rng) == pytest.approx(run(large, tree), abs=1e-6, nan_ok=True)
+    assert run(small, tree, rng) == pytest.approx(run(large, tree), abs=0, nan_ok=True)
     for side, roomy in zip(sides(small), sides(large), strict=True):
         assert side.runner.computed > roomy.runner.computed  # something was evicted and read again
         side.runner.tree.check()

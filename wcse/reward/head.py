@@ -6,10 +6,11 @@ Only the rows at step ends ever reach a head, and a head has one or two outputs:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
+from wcse.kernels import ops
 from wcse.types import WcseError
 
 
@@ -25,22 +26,20 @@ class Head:
 
     layers: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
     bounded: bool = True
+    _packed: list[tuple[ops.PackedLinear, torch.Tensor | None]] = field(init=False, repr=False)
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores of hidden states [rows, hidden size] after the final norm.
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_packed", [(ops.pack_linear(w), b) for w, b in self.layers])
 
-        Two outputs z0, z1 give softmax(z)[1] = sigmoid(z1 - z0), which never underflows to a wrong rank.
-        Each row is computed by itself (sum over the last axis), so a score does not depend on its batch.
+    def __call__(self, hidden: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Scores [rows] of hidden states [*, hidden size] after the final norm; ``rows`` None: of all of them.
+
+        Two outputs z0, z1 give softmax(z)[1] = sigmoid(z1 - z0), which never underflows to a wrong rank. A score
+        does not depend on its batch.
         """
-        x = hidden.float()
-        for i, (weight, bias) in enumerate(self.layers):
-            x = (x[:, None, :] * weight).sum(-1)
-            if bias is not None:
-                x = x + bias
-            if i + 1 < len(self.layers):
-                x = torch.relu(x)
-        score = x[:, 1] - x[:, 0] if x.shape[1] == 2 else x[:, 0]
-        return torch.sigmoid(score) if self.bounded else score
+        chosen = range(len(hidden)) if rows is None else rows
+        index = torch.tensor(list(chosen), dtype=torch.int32)
+        return ops.score_steps(hidden, index, self._packed, bounded=self.bounded)
 
 
 ANY_HEAD = (("score.0", "score.2"), ("score",), ("classifier",), ("v_head.summary",))

@@ -31,7 +31,7 @@ class HeadReader:
     def __call__(self, runner: Runner, work: Work, whole: Sequence[Span]) -> list[float]:
         hidden = runner.run(work)
         at = {span: i for i, span in enumerate(work.spans)}
-        return self.head(hidden[[at[span] for span in whole]]).tolist() if whole else []
+        return self.head(hidden, [at[span] for span in whole]).tolist() if whole else []
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ def score_texts(
         WcseError: a step is blank, too long, or holds the family's tag.
     """
     root = Root(Node(None, (), ()), 0, problem, SamplingParams(), _RULE, 0)
-    known: dict[tuple[str | bool, ...], Node] = {}
+    known: dict[tuple[tuple[str, ...], bool], Node] = {}
     paths: list[list[Node]] = []
     for number, steps in enumerate(solutions):
         node, path = root.node, list[Node]()
@@ -44,7 +44,7 @@ def score_texts(
             ended = complete and index + 1 == len(steps)
             if not step.strip():
                 raise WcseError(f"step {index + 1} of solution {number + 1} is blank; leave it out")
-            key = (*steps[: index + 1], ended)
+            key = (tuple(steps[: index + 1]), ended)
             if key not in known:
                 finish = Finish.EOS if ended else Finish.DELIM
                 known[key] = Node(node, (*node.path, len(known)), (), step, finish)
