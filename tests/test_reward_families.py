@@ -6,6 +6,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import prm_models
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer
 from wcse.engine.engine import Root
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.runner import Runner
+from wcse.reward.check import SAMPLE, check
 from wcse.reward.families import FAMILIES, family_of
 from wcse.reward.layout import Layout
 from wcse.reward.load import load_prm
@@ -162,10 +164,18 @@ def test_texts_are_scored_one_to_one(family: str, folder: Path) -> None:
     assert [len(row) for row in scores] == [2, 1, 3]
     for solution, row in zip(solutions, scores, strict=True):
         assert score_texts(prm, PROBLEM, [solution]) == [row]
-    with pytest.raises(WcseError, match="step 2 of solution 1 is blank"):
+    with pytest.raises(WcseError, match="step 2 of 2 is blank"):
         score_texts(prm, PROBLEM, [["a", " \n"]])
     with pytest.raises(WcseError, match="tokens and the verifier reads 512"):
         score_texts(prm, PROBLEM, [["12 " * 600]])
+
+
+def test_the_check_passes_and_sees_a_wrong_score(family: str, folder: Path) -> None:
+    prm = load_prm(str(folder), kv_memory=0.01, family=family)
+    rows = check(prm, str(folder), *SAMPLE)
+    assert all(row.passed for row in rows)
+    assert len(rows) == len(SAMPLE[1])
+    assert [replace(rows[0], score=bad).passed for bad in (rows[0].score + 0.001, math.nan)] == [False, False]
 
 
 def test_the_family_is_found_by_class_or_name() -> None:

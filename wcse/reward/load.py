@@ -5,6 +5,7 @@ Knows file names and configs; what layouts mean is in ``families``, what heads c
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -107,7 +108,8 @@ def _load_implicit(path: str, family: Family, kv_memory: float) -> ImplicitPRM:
             f"{model.spec.vocab_size}; give the model that it was trained against"
         )
     layout = _layout(family, model, path)
-    mine, other = (_separate(m, layout, LogprobReader(), kv_memory / 2) for m in (model, reference))
+    mine = _separate(model, layout, LogprobReader(), kv_memory / 2)
+    other = _separate(reference, replace(layout, source=name), LogprobReader(), kv_memory / 2)
     return ImplicitPRM(mine, other, beta=float(beta), bias=float(model.extras.get("bias", 0.0)))
 
 
