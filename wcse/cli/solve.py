@@ -98,13 +98,14 @@ def _models(recipe: Recipe) -> dict[str, str]:
     """Fingerprints of the models on this machine; a missing one is an error before anything is written."""
     from wcse.data.fingerprint import fingerprint_path
     from wcse.models.load import find_model
-    from wcse.recipe import SHARED
+    from wcse.recipe import OWN, SHARED
 
     names = {"policy": recipe.policy, "prm": recipe.prm}
     return {
         field: fingerprint_path(find_model(name))
         for field, name in names.items()
-        if name is not None and name != SHARED  # a shared head lies in the policy's folder
+        # A shared head lies in the policy's folder; a measure of the policy needs no file.
+        if name is not None and name != SHARED and not name.startswith(OWN)
     }
 
 
@@ -170,7 +171,13 @@ RUNTIME = (
 )
 _SOLVE = (
     ("policy", {"metavar": "P", "help": "model: folder, .gguf file, tiny-wc, or hub id"}),
-    ("prm", {"metavar": "R", "help": "verifier: a model, or 'shared' for the policy's own head"}),
+    (
+        "prm",
+        {
+            "metavar": "R",
+            "help": "verifier: a model, 'shared' (the policy's own head), or policy:mean_logprob",
+        },
+    ),
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
     ("problems", {"metavar": "SPEC", "help": "see below"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),

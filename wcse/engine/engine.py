@@ -80,6 +80,7 @@ class Row:
     key: int = 0
     limit: int = 0  # tokens of this node at which something ends
     logprobs: list[float] = field(default_factory=list)
+    measures: list[float] = field(default_factory=list)
     rolling: bool = False  # the step is closed: the next token starts child 0
 
 
@@ -108,6 +109,9 @@ class Engine:
         self.runner = Runner(model.decoder, num_pages=num_pages)
         self.max_rows = max_rows
         self.reused = 0  # prefix tokens found in the tree instead of computed, all problems
+        self.measure: Callable[[torch.Tensor], torch.Tensor] | None = None
+        """From logits [rows, vocabulary] to a number a row; ``measured`` keeps one for each token of a node."""
+        self.measured: WeakKeyDictionary[Node, tuple[float, ...]] = WeakKeyDictionary()
         self.table = token_bytes(model.tokenizer, size=model.spec.vocab_size)  # models pad their vocabulary
         self.matcher = _core.TextMatcher(self.table)
         self.rows: list[Row] = []
@@ -310,6 +314,10 @@ class Engine:
         if not rows:
             return
         logits = self.model.decoder.logits(join_rows(stack))
+        if self.measure is not None:
+            values = self.measure(logits).tolist()
+            for row, i in zip(rows, index, strict=True):
+                row.measures.append(values[i])
         params = [row.growth.root.params for row in rows]
         n = len(rows)
         temperature = (0.0 if r.growth.greedy else p.temperature for r, p in zip(rows, params, strict=True))
@@ -383,6 +391,8 @@ class Engine:
         span.closed = True
         text = decode(self.table, span.tokens)
         node = Node(row.parent, row.path, tuple(span.tokens), text, finish, tuple(row.logprobs), None, reason)
+        if row.measures:
+            self.measured[node] = tuple(row.measures[: len(span.tokens)])  # cut as the tokens were
         self._spans[node] = span
         finalize(node, self._dead.append, span)
         rolls = growth.to_end and node.live
@@ -419,7 +429,7 @@ class Engine:
         self._filled(closed, hidden)
         row.path = (*row.path, 0)
         row.length += len(closed.tokens)
-        row.span, row.logprobs, row.rolling = Span(closed), [], False
+        row.span, row.logprobs, row.measures, row.rolling = Span(closed), [], [], False
         self.matcher.new_step(row.slot)
         self._start(row)
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from wcse.engine.runner import Runner, Span, Work
-from wcse.kernels.copies import join_rows, take_rows
+from wcse.kernels.copies import join_rows
 from wcse.reward.head import Head
 
 
@@ -32,7 +32,7 @@ class HeadReader:
     def __call__(self, runner: Runner, work: Work, whole: Sequence[Span]) -> list[float]:
         hidden = runner.run(work)
         at = {span: i for i, span in enumerate(work.spans)}
-        return self.head(take_rows(hidden, [at[span] for span in whole])).tolist() if whole else []
+        return self.head(hidden, [at[span] for span in whole]).tolist() if whole else []
 
 
 @dataclass(slots=True)
