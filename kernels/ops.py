@@ -1,8 +1,9 @@
 """One checked function per kernel: ``from wcse.kernels import ops``.
 
-Each op takes ``backend``: "cpp" (the native kernel: float32 tensors on the CPU), "torch" (``reference.py``: any
-float dtype and device), or "auto" ("cpp" for tensors on the CPU, else "torch"). Tensors reach the native code as
-addresses, so everything that could make an address wrong is checked here: dtype, shape, device and contiguity.
+Each op takes ``backend``: "cpp" (the native kernel: float32 tensors on the CPU), "triton" (``triton/``: float32,
+float16 or bfloat16 on a GPU), "torch" (``reference.py``: any float dtype and device), or "auto" ("cpp" for tensors
+on the CPU, else "triton", or "torch" where Triton is not installed or has no kernel for the op). Tensors reach the
+kernels as addresses, so everything that could make an address wrong is checked here: dtype, shape, device, strides.
 The native loops use as many threads as torch does at the time of the call; their results do not depend on it.
 
 Common sizes: T rows (new tokens), Hq query heads, Hkv key/value heads, d head size, P pages of 16 tokens.
@@ -12,7 +13,7 @@ Knows nothing of models, trees or engines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -22,13 +23,17 @@ from wcse.kernels import reference
 from wcse.kernels.reference import PAGE
 from wcse.types import WcseError
 
-Backend = Literal["auto", "cpp", "torch"]
+if TYPE_CHECKING:
+    from wcse.kernels.triton.work import DevicePlan
+
+Backend = Literal["auto", "cpp", "triton", "torch"]
 Activation = Literal["silu", "gelu_tanh"]
 
 __all__ = [
     "PAGE",
     "PackedLinear",
     "add_rms_norm",
+    "device_plan",
     "gated_act",
     "linear",
     "pack_linear",
@@ -43,13 +48,59 @@ _F32 = torch.float32
 _I32 = torch.int32
 
 
-def _native(backend: Backend, x: Tensor) -> bool:
-    """Whether the native kernel shall run, decided from the first tensor."""
+def _pick(backend: Backend, x: Tensor) -> Literal["cpp", "triton", "torch"]:
+    """The backend that shall run, decided from the first tensor."""
     if backend == "auto":
-        return x.is_cpu
-    if backend in ("cpp", "torch"):
-        return backend == "cpp"
-    raise WcseError(f"backend={backend!r} is unknown; use 'auto', 'cpp' or 'torch'")
+        return "cpp" if x.is_cpu else "torch" if _no_triton(x) else "triton"
+    if backend not in ("cpp", "triton", "torch"):
+        raise WcseError(f"backend={backend!r} is unknown; use 'auto', 'cpp', 'triton' or 'torch'")
+    if backend == "triton" and (why := _no_triton(x)):
+        raise WcseError(f"backend='triton' cannot run: {why}")
+    return backend
+
+
+def _native(backend: Backend, x: Tensor) -> bool:
+    """Whether the native kernel shall run, for ops that have no Triton kernel."""
+    return _pick(backend, x) == "cpp"
+
+
+def _no_triton(x: Tensor) -> str:
+    """Why Triton cannot work on ``x``; empty if it can."""
+    try:
+        import triton
+    except ImportError:
+        return "triton is not installed; pip install 'wcse[gpu]'"
+    if not x.is_cuda and not triton.knobs.runtime.interpret:
+        return f"the tensor is on {x.device}; use a CUDA device (or, to test, TRITON_INTERPRET=1)"
+    return ""
+
+
+_GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _check_gpu(
+    name: str, x: Tensor, like: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype, strided: bool = False
+) -> None:
+    """Refuse a tensor that a Triton kernel could not address: device, dtype, shape, contiguity."""
+    _check_shape(name, x, shape)
+    if x.device != like.device:
+        raise WcseError(f"{name} is on {x.device} and the other tensors on {like.device}: move it with .to()")
+    if x.dtype not in (dtypes or _GPU_DTYPES):
+        raise WcseError(f"{name} has dtype {x.dtype}; the Triton kernel takes {dtypes or _GPU_DTYPES}")
+    if not strided and not x.is_contiguous():
+        raise WcseError(f"{name} is not contiguous (strides {x.stride()}): pass {name}.contiguous()")
+
+
+def _check_pools(k_pages: Tensor, v_pages: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
+    """Pools for Triton: both stored as [P, Hkv, 16, d]; ``k_pages`` is the transposed view of that."""
+    n_pages, n_kv, tokens, head_dim = shape
+    _check_gpu("k_pages", k_pages, like, (n_pages, n_kv, head_dim, tokens), strided=True)
+    _check_gpu("v_pages", v_pages, like, shape, k_pages.dtype)
+    if n_pages and not k_pages.transpose(2, 3).is_contiguous():
+        raise WcseError(
+            f"k_pages has strides {k_pages.stride()}; the Triton kernel reads keys stored as [P, Hkv, 16, d]: "
+            "pass pool.transpose(2, 3)"
+        )
 
 
 def _check(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -78,7 +129,7 @@ def tree_attention(
     q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
-    plan: _core.Plan,
+    plan: _core.Plan | DevicePlan,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -89,15 +140,17 @@ def tree_attention(
 
     Args:
         q: [T, Hq, d] queries, rows in the order of ``plan``; d a multiple of 8 from 8 to 256.
-        k_pages: [P, Hkv, d, 16] keys, transposed inside a page. Query head h reads head h // (Hq // Hkv).
-        v_pages: [P, Hkv, 16, d] values.
-        plan: the ``_core.Plan`` of this step.
+        k_pages: [P, Hkv, d, 16] keys, transposed inside a page. Query head h reads head h // (Hq // Hkv). For
+            Triton a transposed view of keys stored as [P, Hkv, 16, d].
+        v_pages: [P, Hkv, 16, d] values. For Triton keys and values must be finite everywhere in the pools.
+        plan: the plan of this step; for Triton best one that ``device_plan`` made, once for all layers.
         scale: factor of the scores, usually d ** -0.5.
         softcap: scores become softcap * tanh(score / softcap); 0 turns it off.
         window: a row at position p sees keys at positions > p - window; 0 turns it off.
 
     Returns:
-        [T, Hq, d]. A row's bits do not depend on the other rows, nor on threads.
+        [T, Hq, d]. Native: a row's bits do not depend on the other rows, nor on threads. Triton: the same call gives
+        the same bits; another batch may round differently. float32 sums; float32 queries use no TF32.
 
     Raises:
         WcseError: a tensor, the plan or an option does not fit.
@@ -112,7 +165,11 @@ def tree_attention(
         raise WcseError(f"q has {n_heads} heads; expected a multiple of the {n_kv} heads of k_pages")
     if softcap < 0 or window < 0:
         raise WcseError(f"softcap={softcap}, window={window}: must not be negative; 0 turns them off")
-    if not _native(backend, q):
+    kind = _pick(backend, q)
+    if kind == "triton":
+        return _triton_attention(q, k_pages, v_pages, plan, scale=scale, softcap=softcap, window=window)
+    plan = plan if isinstance(plan, _core.Plan) else plan.plan
+    if kind == "torch":
         return reference.tree_attention(
             q, k_pages, v_pages, plan, scale=scale, softcap=softcap, window=window
         )
@@ -141,6 +198,46 @@ def tree_attention(
     except ValueError as error:  # the plan reads pages that the pool does not have
         raise WcseError(str(error)) from None
     return out
+
+
+def device_plan(
+    plan: _core.Plan, device: torch.device, *, n_heads: int, n_kv: int, head_dim: int
+) -> DevicePlan:
+    """A plan with its work lists in device memory, for Triton; made once a step and passed to every layer."""
+    from wcse.kernels.triton.work import DevicePlan
+
+    return DevicePlan(plan, device, n_heads // n_kv, n_kv, head_dim)
+
+
+def _triton_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    plan: _core.Plan | DevicePlan,
+    *,
+    scale: float,
+    softcap: float,
+    window: int,
+) -> Tensor:
+    from wcse.kernels.triton import attention
+
+    n_rows, n_heads, head_dim = q.shape
+    n_pages, n_kv = k_pages.shape[:2]
+    if not 1 <= head_dim <= 256 or n_heads // n_kv > 128:
+        raise WcseError(f"q has head size {head_dim}, {n_heads // n_kv} heads a kv head; at most 256 and 128")
+    _check_gpu("q", q, q, (n_rows, n_heads, head_dim))
+    _check_pools(k_pages, v_pages, q, (n_pages, n_kv, PAGE, head_dim))
+    if isinstance(plan, _core.Plan):
+        plan = device_plan(plan, q.device, n_heads=n_heads, n_kv=n_kv, head_dim=head_dim)
+    if n_rows == 0:
+        return torch.empty_like(q)
+    if (most := int(plan.plan.pages.max())) >= n_pages:
+        raise WcseError(
+            f"the plan reads page {most} but the pools have {n_pages}; pass the pools of its tree"
+        )
+    return attention.tree_attention(
+        q, k_pages, v_pages, plan.list(window), scale=scale, softcap=softcap, window=window
+    )
 
 
 def rope_write_kv(
@@ -176,7 +273,8 @@ def rope_write_kv(
         own row only and never a neighbour that shares the page.
 
     Raises:
-        WcseError: a tensor does not fit, or a position or slot lies outside the tables or pools.
+        WcseError: a tensor does not fit, or a position or slot lies outside the tables or pools (Triton does not
+            look at their values: that would stop the device; a negative slot writes nothing there).
     """
     n_rows, width = qkv.shape
     n_all = n_heads + 2 * n_kv_heads
@@ -188,10 +286,15 @@ def rope_write_kv(
     n_pages = k_pages.shape[0]
     k_shape = (n_pages, n_kv_heads, head_dim, PAGE)
     v_shape = (n_pages, n_kv_heads, PAGE, head_dim)
-    if not _native(backend, qkv):
+    kind = _pick(backend, qkv)
+    if kind != "cpp":
         _check_shape("k_pages", k_pages, k_shape)
         _check_shape("v_pages", v_pages, v_shape)
-        return reference.rope_write_kv(
+        if kind == "triton":
+            _check_rope_gpu(qkv, positions, slots, cos, sin, k_pages, v_pages, (q_norm, k_norm))
+            from wcse.kernels.triton import rows
+        run = rows.rope_write_kv if kind == "triton" else reference.rope_write_kv
+        return run(
             qkv,
             positions,
             slots,
@@ -247,11 +350,37 @@ def rope_write_kv(
     return q
 
 
+def _check_rope_gpu(
+    qkv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    norms: tuple[Tensor | None, Tensor | None],
+) -> None:
+    n_rows = len(qkv)
+    n_pages, n_kv, tokens, head_dim = v_pages.shape
+    _check_gpu("qkv", qkv, qkv, tuple(qkv.shape))
+    _check_gpu("positions", positions, qkv, (n_rows,), _I32)
+    _check_gpu("slots", slots, qkv, (n_rows,), _I32)
+    _check_gpu("cos", cos, qkv, (cos.shape[0], head_dim // 2))
+    _check_gpu("sin", sin, qkv, (cos.shape[0], head_dim // 2))
+    _check_pools(k_pages, v_pages, qkv, (n_pages, n_kv, tokens, head_dim))
+    for name, weight in zip(("q_norm", "k_norm"), norms, strict=True):
+        if weight is not None:
+            _check_gpu(name, weight, qkv, (head_dim,))
+
+
 def rms_norm(
     x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0, backend: Backend = "auto"
 ) -> Tensor:
     """``x * rsqrt(mean(x^2) + eps) * (weight + offset)``; x [T, D], weight [D], result [T, D]."""
-    if not _native(backend, x):
+    kind = _pick(backend, x)
+    if kind == "triton":
+        return _triton_norm(x, None, weight, eps=eps, offset=offset)
+    if kind == "torch":
         return reference.rms_norm(x, weight, eps=eps, offset=offset)
     n_rows, width = x.shape
     _check("x", x, _F32, (n_rows, width))
@@ -281,7 +410,10 @@ def add_rms_norm(
     backend: Backend = "auto",
 ) -> Tensor:
     """``residual += x`` in place, then ``rms_norm(residual)``; residual and x [T, D], weight [D]."""
-    if not _native(backend, residual):
+    kind = _pick(backend, residual)
+    if kind == "triton":
+        return _triton_norm(x, residual, weight, eps=eps, offset=offset)
+    if kind == "torch":
         return reference.add_rms_norm(residual, x, weight, eps=eps, offset=offset)
     n_rows, width = residual.shape
     _check("residual", residual, _F32, (n_rows, width))
@@ -302,6 +434,16 @@ def add_rms_norm(
     return out
 
 
+def _triton_norm(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float, offset: float) -> Tensor:
+    from wcse.kernels.triton import rows
+
+    _check_gpu("x", x, x, tuple(x.shape))
+    _check_gpu("weight", weight, x, (x.shape[1],))
+    if residual is not None:
+        _check_gpu("residual", residual, x, tuple(x.shape))
+    return rows.rms_norm(x, residual, weight, eps=eps, offset=offset)
+
+
 def gated_act(gate_up: Tensor, act: Activation = "silu", *, backend: Backend = "auto") -> Tensor:
     """``act(gate_up[:, :F]) * gate_up[:, F:]``; gate_up [T, 2F], result [T, F]; act "silu" or "gelu_tanh"."""
     if act not in ("silu", "gelu_tanh"):
@@ -309,7 +451,13 @@ def gated_act(gate_up: Tensor, act: Activation = "silu", *, backend: Backend = "
     n_rows, width = gate_up.shape
     if width % 2:
         raise WcseError(f"gate_up has {width} columns; expected an even number")
-    if not _native(backend, gate_up):
+    kind = _pick(backend, gate_up)
+    if kind == "triton":
+        from wcse.kernels.triton import rows
+
+        _check_gpu("gate_up", gate_up, gate_up, (n_rows, width))
+        return rows.gated_act(gate_up, act=act)
+    if kind == "torch":
         return reference.gated_act(gate_up, act=act)
     _check("gate_up", gate_up, _F32, (n_rows, width))
     out = torch.empty((n_rows, width // 2))
