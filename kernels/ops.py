@@ -35,11 +35,13 @@ __all__ = [
     "add_rms_norm",
     "device_plan",
     "gated_act",
+    "group_top_k",
     "linear",
     "pack_linear",
     "rms_norm",
     "rope_write_kv",
     "sample",
+    "score_rows",
     "token_logprobs",
     "tree_attention",
 ]
@@ -201,12 +203,18 @@ def tree_attention(
 
 
 def device_plan(
-    plan: _core.Plan, device: torch.device, *, n_heads: int, n_kv: int, head_dim: int
+    plan: _core.Plan,
+    device: torch.device,
+    *,
+    n_heads: int,
+    n_kv: int,
+    head_dim: int,
+    dtype: torch.dtype,
 ) -> DevicePlan:
     """A plan with its work lists in device memory, for Triton; made once a step and passed to every layer."""
     from wcse.kernels.triton.work import DevicePlan
 
-    return DevicePlan(plan, device, n_heads // n_kv, n_kv, head_dim)
+    return DevicePlan(plan, device, n_heads // n_kv, n_kv, head_dim, dtype)
 
 
 def _triton_attention(
@@ -228,7 +236,7 @@ def _triton_attention(
     _check_gpu("q", q, q, (n_rows, n_heads, head_dim))
     _check_pools(k_pages, v_pages, q, (n_pages, n_kv, PAGE, head_dim))
     if isinstance(plan, _core.Plan):
-        plan = device_plan(plan, q.device, n_heads=n_heads, n_kv=n_kv, head_dim=head_dim)
+        plan = device_plan(plan, q.device, n_heads=n_heads, n_kv=n_kv, head_dim=head_dim, dtype=q.dtype)
     if n_rows == 0:
         return torch.empty_like(q)
     if (most := int(plan.plan.pages.max())) >= n_pages:
@@ -583,13 +591,18 @@ def sample(
         NaN or +inf, or with nothing but -inf, gives token -1 and logprob NaN.
 
     Raises:
-        WcseError: a tensor does not fit or a parameter is out of range; no token is drawn.
+        WcseError: a tensor does not fit or a parameter is out of range; no token is drawn. (Triton looks at the
+            parameters only while they are on the CPU; it takes them there or on the device of the logits, which
+            may be of any of its dtypes.)
     """
     n_rows, vocab = logits.shape
     draws = (rows.shape[0],)
     if keys.dtype not in (torch.int64, torch.uint64):
         raise WcseError(f"keys has dtype {keys.dtype}; expected int64 or uint64")
-    if not _native(backend, logits):
+    kind = _pick(backend, logits)
+    if kind == "triton":
+        return _triton_sample(logits, rows, temperature, top_k, top_p, min_p, keys, counters)
+    if kind == "torch":
         return reference.sample(logits, rows, temperature, top_k, top_p, min_p, keys, counters)
     _check("logits", logits, _F32, (n_rows, vocab))
     _check("rows", rows, _I32, draws)
@@ -621,6 +634,112 @@ def sample(
     except ValueError as error:  # a row or parameter out of range
         raise WcseError(str(error)) from None
     return tokens, logprobs
+
+
+def _triton_sample(logits: Tensor, rows: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    from wcse.kernels.triton import sampler
+
+    _check_gpu("logits", logits, logits, tuple(logits.shape))
+    if rows.is_cpu:
+        _check_draws(len(logits), rows, *parameters[:4])
+    names = ("rows", "temperature", "top_k", "top_p", "min_p", "keys", "counters")
+    dtypes = (_I32, _F32, _I32, _F32, _F32, torch.int64, _I32)
+    given = (rows, *parameters[:4], parameters[4].view(torch.int64), parameters[5])
+    there = [x.to(logits.device, non_blocking=True) for x in given]
+    for name, x, dtype in zip(names, there, dtypes, strict=True):
+        _check_gpu(name, x, logits, (len(rows),), dtype)
+    return sampler.sample(logits, *there)
+
+
+def _check_draws(
+    n_rows: int, rows: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> None:
+    """The ranges that the native sampler demands."""
+    tiny = torch.finfo(torch.float32).tiny
+    fits = (
+        ("rows", rows, (rows >= 0) & (rows < n_rows), "a row of logits"),
+        (
+            "temperature",
+            temperature,
+            (temperature == 0) | ((temperature >= tiny) & temperature.isfinite()),
+            "0 or a positive finite number",
+        ),
+        ("top_k", top_k, top_k >= -1, "-1 or 0 (off) or a positive number"),
+        ("top_p", top_p, (top_p > 0) & (top_p <= 1), "a number in (0, 1]"),
+        ("min_p", min_p, (min_p >= 0) & (min_p <= 1), "a number in [0, 1]"),
+    )
+    for name, x, good, expected in fits:
+        if not bool(good.all()):
+            j = int((~good).nonzero()[0])
+            raise WcseError(f"{name}[{j}]={x[j].item()}; expected {expected}")
+
+
+def score_rows(
+    x: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    relu: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Scores in [0, 1] of some rows: RMS norm (optional), ReLU (optional), one or two columns, sigmoid or softmax.
+
+    Args:
+        x: [T, D] hidden states; before the final norm if ``norm`` is given.
+        rows: int32 [S], which to score.
+        weight: [C, D], C 1 (sigmoid) or 2 (bad, good; softmax, the second is the score).
+        bias: [C] or None.
+        norm: [D], weight of the norm; ``eps`` and ``offset`` as in ``rms_norm``.
+        relu: between the layers of a head with two: x is then the first layer's output.
+
+    Returns:
+        float32 [S]; sums in float32 over one row at a time, so a score does not depend on its batch.
+    """
+    width = x.shape[1]
+    if weight.shape[0] not in (1, 2):
+        raise WcseError(f"weight has {weight.shape[0]} rows; a head has 1 or 2 outputs")
+    _check_shape("weight", weight, (weight.shape[0], width))
+    if _pick(backend, x) != "triton":
+        return reference.score_rows(x, rows, weight, bias, norm, eps=eps, offset=offset, relu=relu)
+    from wcse.kernels.triton import score
+
+    _check_gpu("x", x, x, tuple(x.shape))
+    _check_gpu("rows", rows, x, (len(rows),), _I32)
+    _check_gpu("weight", weight, x, (weight.shape[0], width))
+    for name, part, shape in (("bias", bias, (weight.shape[0],)), ("norm", norm, (width,))):
+        if part is not None:
+            _check_gpu(name, part, x, shape)
+    return score.score_rows(x, rows, weight, bias, norm, eps=eps, offset=offset, relu=relu)
+
+
+def group_top_k(
+    scores: Tensor, bounds: Tensor, k: int, *, largest_group: int, backend: Backend = "auto"
+) -> Tensor:
+    """The best k of every group of scores: what survives of each problem (beam) or subtree (DVTS).
+
+    Args:
+        scores: float32 [S]; NaN ranks last.
+        bounds: int32 [groups + 1]; group g is ``scores[bounds[g]:bounds[g + 1]]``.
+        k: how many of each.
+        largest_group: at least the size of the largest, at most 65536 (so that a device need not be asked).
+
+    Returns:
+        int32 [groups, k]: places in ``scores``, best first, lower places first among equals; -1 where a group has
+        fewer than k.
+    """
+    if k < 1 or not 1 <= largest_group <= 65536:
+        raise WcseError(f"k={k}, largest_group={largest_group}; expected at least 1, and 1 to 65536")
+    if _pick(backend, scores) != "triton":
+        return reference.group_top_k(scores, bounds, k)
+    from wcse.kernels.triton import score
+
+    _check_gpu("scores", scores, scores, tuple(scores.shape), _F32)
+    _check_gpu("bounds", bounds, scores, tuple(bounds.shape), _I32)
+    return score.group_top_k(scores, bounds, k, largest_group=largest_group)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, *, backend: Backend = "auto") -> Tensor:

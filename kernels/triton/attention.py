@@ -181,14 +181,14 @@ def tile_options(
     return {
         "G": group,
         "M": tile_m,
-        "BN": block_tokens(head_dim),
+        "BN": block_tokens(head_dim, dtype),
         "D": head_dim,
         "DP": max(16, triton.next_power_of_2(head_dim)),
         "HQ": heads,
         "E": max(16, triton.next_power_of_2(rows)) if rows <= ONE_HOT else 0,
         "CAP": softcap > 0,
         "WINDOW": window > 0,
-        "PRECISION": "ieee" if dtype is torch.float32 else "tf32",
+        "PRECISION": "tf32x3" if dtype is torch.float32 else "tf32",
         "STAGES": 2 if wide or dtype is torch.float32 else 3,
         "num_warps": 8 if tile_m == 128 or (wide and tile_m == 64) else 4,
     }

@@ -73,6 +73,7 @@ class DevicePlan:
         group: query heads of one kv head.
         kv_heads: of one layer.
         head_dim: size of a head.
+        dtype: of queries, keys and values.
         tile_m: rows of a tile, one of ``TILE_M``; None chooses by cost.
         chunks: wanted work items of each kv head; None fills the device once.
     """
@@ -82,6 +83,7 @@ class DevicePlan:
     group: int
     kv_heads: int
     head_dim: int
+    dtype: torch.dtype = torch.bfloat16
     tile_m: int | None = None
     chunks: int | None = None
     rates: Device = Device()
@@ -98,12 +100,15 @@ class DevicePlan:
         return self._lists[window]
 
     def _make(self, window: int) -> DeviceList:
-        tile_m = self.tile_m or choose_tile(self.plan, self.group, self.kv_heads, self.head_dim, self.rates)
+        sizes = tile_sizes(self.group, self.head_dim, self.dtype)
+        tile_m = self.tile_m or choose_tile(
+            self.plan, self.group, self.kv_heads, self.head_dim, self.rates, sizes
+        )
         full = self.rates.processors * self.rates.resident
         work = _core.work_list(
             self.plan,
             tile_rows=tile_m // self.group,
-            block_pages=block_tokens(self.head_dim) // PAGE,
+            block_pages=block_tokens(self.head_dim, self.dtype) // PAGE,
             items=self.chunks or max(1, full // self.kv_heads),
             least_pages=1 if self.chunks else 16,  # 256 tokens
             window=window,
@@ -127,9 +132,16 @@ def upload(work: _core.WorkList, plan: _core.Plan, tile_m: int, device: torch.de
     return DeviceList(tile_m, len(work.items) // 5, work.slots, plan.n_rows, *views, traffic=traffic)
 
 
-def block_tokens(head_dim: int) -> int:
-    """KV tokens of one step of the kernel's loop."""
-    return 64 if head_dim <= 128 else 32
+def block_tokens(head_dim: int, dtype: torch.dtype) -> int:
+    """KV tokens of one step of the kernel's loop: what fits registers and shared memory."""
+    return 32 if head_dim > 128 or dtype is torch.float32 else 64
+
+
+def tile_sizes(group: int, head_dim: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Tiles that a group fits in and that compile without spills (float32 takes three products for one)."""
+    most = 16 if dtype is torch.float32 else 64 if head_dim > 128 else 128
+    fit = [m for m in TILE_M if m >= group]
+    return tuple(m for m in fit if m <= most) or (fit[0],)
 
 
 def tile_pages(plan: _core.Plan, tile_rows: int) -> int:
@@ -140,7 +152,14 @@ def tile_pages(plan: _core.Plan, tile_rows: int) -> int:
     return int((pages * tiles * (nodes.hi > nodes.lo)).sum())
 
 
-def choose_tile(plan: _core.Plan, group: int, kv_heads: int, head_dim: int, rates: Device) -> int:
+def choose_tile(
+    plan: _core.Plan,
+    group: int,
+    kv_heads: int,
+    head_dim: int,
+    rates: Device,
+    sizes: tuple[int, ...] = TILE_M,
+) -> int:
     """Rows of a tile with the least modelled time, for 16-bit keys and values.
 
     Wide tiles read a shared page less often; narrow ones waste fewer rows on pages that few see. The model adds to
@@ -148,9 +167,9 @@ def choose_tile(plan: _core.Plan, group: int, kv_heads: int, head_dim: int, rate
     """
     page_bytes = PAGE * head_dim * 2 * 2 * kv_heads
     unique = float((plan.nodes.page_end - plan.nodes.page_begin).sum()) * page_bytes
-    best, choice = float("inf"), TILE_M[-1]
+    best, choice = float("inf"), sizes[-1]
     for tile_m, rate in zip(TILE_M, rates.flops, strict=True):
-        if tile_m < group:
+        if tile_m not in sizes:
             continue
         pages = tile_pages(plan, tile_m // group)
         parts = [
