@@ -1,8 +1,9 @@
 """Static checks of the Triton kernels, without a GPU: compile ahead of time and read the machine code.
 
 ``python bench/gpu_static.py [--arch 80 90 100] [--kernels NAME ...]`` prints a table (``--json`` for machines) of
-registers, shared memory, spills, resident blocks, and which matrix instructions the hot loop has. For NVIDIA it
-uses the ``cuobjdump`` of the triton wheel; for AMD (``--arch gfx942``) only that it compiles. What it cannot see: latency, overlap, bank conflicts. A number here is a count, never a speed.
+registers, shared memory, spills, resident blocks, and which matrix instructions there are. For NVIDIA it uses the
+``cuobjdump`` of the triton wheel; for AMD (``--arch gfx942``) it says only that the kernel compiles. It cannot see
+latency, overlap or bank conflicts. A number here is a count, never a speed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def sampler_cases() -> Iterator[Case]:
 def compile_case(case: Case, arch: str) -> dict[str, Any]:
     """Compile, and read what there is to read."""
     amd = arch.startswith("gfx")
+    if amd and case.constants.get("PRECISION") == "tf32x3":
+        case = replace(case, constants=dict(case.constants) | {"PRECISION": "ieee"})
     target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch), 32)
     stages = int(str(case.constants.get("STAGES", 3)))
     options = {"num_warps": case.warps, "num_stages": stages}
@@ -219,12 +222,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", nargs="+", default=["90"])
     parser.add_argument("--kernels", nargs="*", default=[])
+    parser.add_argument("--shapes", nargs="*", default=[], help="only these, as they stand in the table")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     table = []
     for arch in chosen.arch:
         for case in cases():
-            if chosen.kernels and case.name not in chosen.kernels:
+            if (chosen.kernels and case.name not in chosen.kernels) or (
+                chosen.shapes and case.shape not in chosen.shapes
+            ):
                 continue
             row = compile_case(case, arch)
             row["failures"] = failures(row)

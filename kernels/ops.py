@@ -212,9 +212,9 @@ def device_plan(
     dtype: torch.dtype,
 ) -> DevicePlan:
     """A plan with its work lists in device memory, for Triton; made once a step and passed to every layer."""
-    from wcse.kernels.triton.work import DevicePlan
+    from wcse.kernels.triton.work import DevicePlan, device_rates
 
-    return DevicePlan(plan, device, n_heads // n_kv, n_kv, head_dim, dtype)
+    return DevicePlan(plan, device, n_heads // n_kv, n_kv, head_dim, dtype, rates=device_rates(device))
 
 
 def _triton_attention(

@@ -178,6 +178,7 @@ def tile_options(
     """Constants and launch options of a tile; what the launcher and the ahead-of-time checks share."""
     rows = tile_m // group
     wide = head_dim > 128
+    precision = "ieee" if torch.version.hip else "tf32x3"  # three products of TF32 are nearly float32
     return {
         "G": group,
         "M": tile_m,
@@ -188,7 +189,7 @@ def tile_options(
         "E": max(16, triton.next_power_of_2(rows)) if rows <= ONE_HOT else 0,
         "CAP": softcap > 0,
         "WINDOW": window > 0,
-        "PRECISION": "tf32x3" if dtype is torch.float32 else "tf32",
+        "PRECISION": precision if dtype is torch.float32 else "tf32",
         "STAGES": 2 if wide or dtype is torch.float32 else 3,
         "num_warps": 8 if tile_m == 128 or (wide and tile_m == 64) else 4,
     }

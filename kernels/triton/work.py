@@ -27,11 +27,20 @@ class Device:
     a good GEMM reach), not measurements: only their ratios matter, and a wrong tile costs time, never a result.
     """
 
+    major: int = 9  # compute capability; below 9 there are no warp-group matrix instructions
     processors: int = 132
     resident: int = 2  # blocks of the kernel that one processor holds at a time
     memory: float = 4.3e12  # bytes a second
     cache: float = 5.5e12  # bytes a second, L2
     flops: tuple[float, ...] = (150e12, 250e12, 400e12, 500e12)  # of tiles of TILE_M rows
+
+
+def device_rates(device: torch.device) -> Device:
+    """What CUDA says of a device; the assumptions where it says nothing."""
+    if device.type != "cuda":
+        return Device()
+    found = torch.cuda.get_device_properties(device)
+    return Device(major=found.major, processors=found.multi_processor_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,7 @@ class DevicePlan:
         return self._lists[window]
 
     def _make(self, window: int) -> DeviceList:
-        sizes = tile_sizes(self.group, self.head_dim, self.dtype)
+        sizes = tile_sizes(self.group, self.head_dim, self.dtype, self.rates.major)
         tile_m = self.tile_m or choose_tile(
             self.plan, self.group, self.kv_heads, self.head_dim, self.rates, sizes
         )
@@ -137,9 +146,14 @@ def block_tokens(head_dim: int, dtype: torch.dtype) -> int:
     return 32 if head_dim > 128 or dtype is torch.float32 else 64
 
 
-def tile_sizes(group: int, head_dim: int, dtype: torch.dtype) -> tuple[int, ...]:
+def tile_sizes(group: int, head_dim: int, dtype: torch.dtype, major: int = 9) -> tuple[int, ...]:
     """Tiles that a group fits in and that compile without spills (float32 takes three products for one)."""
-    most = 16 if dtype is torch.float32 else 64 if head_dim > 128 else 128
+    if dtype is torch.float32:
+        most = 16
+    elif major < 9:  # operands of the older matrix instruction lie in registers
+        most = 32 if head_dim > 64 else 128
+    else:
+        most = 64 if head_dim > 128 else 128
     fit = [m for m in TILE_M if m >= group]
     return tuple(m for m in fit if m <= most) or (fit[0],)
 
