@@ -13,13 +13,14 @@ Knows nothing of models, trees or engines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from wcse import _core
 from wcse.kernels import reference
+from wcse.kernels.dense import DenseLinear
 from wcse.kernels.reference import PAGE
 from wcse.types import WcseError
 
@@ -31,6 +32,8 @@ Activation = Literal["silu", "gelu_tanh"]
 
 __all__ = [
     "PAGE",
+    "DenseLinear",
+    "Linear",
     "PackedLinear",
     "add_rms_norm",
     "device_plan",
@@ -77,32 +80,11 @@ def _no_triton(x: Tensor) -> str:
     return ""
 
 
-_GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+def _triton() -> Any:
+    """The Triton ops; imported late, because Triton takes seconds and is not everywhere."""
+    from wcse.kernels.triton import checked
 
-
-def _check_gpu(
-    name: str, x: Tensor, like: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype, strided: bool = False
-) -> None:
-    """Refuse a tensor that a Triton kernel could not address: device, dtype, shape, contiguity."""
-    _check_shape(name, x, shape)
-    if x.device != like.device:
-        raise WcseError(f"{name} is on {x.device} and the other tensors on {like.device}: move it with .to()")
-    if x.dtype not in (dtypes or _GPU_DTYPES):
-        raise WcseError(f"{name} has dtype {x.dtype}; the Triton kernel takes {dtypes or _GPU_DTYPES}")
-    if not strided and not x.is_contiguous():
-        raise WcseError(f"{name} is not contiguous (strides {x.stride()}): pass {name}.contiguous()")
-
-
-def _check_pools(k_pages: Tensor, v_pages: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
-    """Pools for Triton: both stored as [P, Hkv, 16, d]; ``k_pages`` is the transposed view of that."""
-    n_pages, n_kv, tokens, head_dim = shape
-    _check_gpu("k_pages", k_pages, like, (n_pages, n_kv, head_dim, tokens), strided=True)
-    _check_gpu("v_pages", v_pages, like, shape, k_pages.dtype)
-    if n_pages and not k_pages.transpose(2, 3).is_contiguous():
-        raise WcseError(
-            f"k_pages has strides {k_pages.stride()}; the Triton kernel reads keys stored as [P, Hkv, 16, d]: "
-            "pass pool.transpose(2, 3)"
-        )
+    return checked
 
 
 def _check(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -169,7 +151,9 @@ def tree_attention(
         raise WcseError(f"softcap={softcap}, window={window}: must not be negative; 0 turns them off")
     kind = _pick(backend, q)
     if kind == "triton":
-        return _triton_attention(q, k_pages, v_pages, plan, scale=scale, softcap=softcap, window=window)
+        return _triton().tree_attention(
+            q, k_pages, v_pages, plan, scale=scale, softcap=softcap, window=window
+        )
     plan = plan if isinstance(plan, _core.Plan) else plan.plan
     if kind == "torch":
         return reference.tree_attention(
@@ -215,37 +199,6 @@ def device_plan(
     from wcse.kernels.triton.work import DevicePlan, device_rates
 
     return DevicePlan(plan, device, n_heads // n_kv, n_kv, head_dim, dtype, rates=device_rates(device))
-
-
-def _triton_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    plan: _core.Plan | DevicePlan,
-    *,
-    scale: float,
-    softcap: float,
-    window: int,
-) -> Tensor:
-    from wcse.kernels.triton import attention
-
-    n_rows, n_heads, head_dim = q.shape
-    n_pages, n_kv = k_pages.shape[:2]
-    if not 1 <= head_dim <= 256 or n_heads // n_kv > 128:
-        raise WcseError(f"q has head size {head_dim}, {n_heads // n_kv} heads a kv head; at most 256 and 128")
-    _check_gpu("q", q, q, (n_rows, n_heads, head_dim))
-    _check_pools(k_pages, v_pages, q, (n_pages, n_kv, PAGE, head_dim))
-    if isinstance(plan, _core.Plan):
-        plan = device_plan(plan, q.device, n_heads=n_heads, n_kv=n_kv, head_dim=head_dim, dtype=q.dtype)
-    if n_rows == 0:
-        return torch.empty_like(q)
-    if (most := int(plan.plan.pages.max())) >= n_pages:
-        raise WcseError(
-            f"the plan reads page {most} but the pools have {n_pages}; pass the pools of its tree"
-        )
-    return attention.tree_attention(
-        q, k_pages, v_pages, plan.list(window), scale=scale, softcap=softcap, window=window
-    )
 
 
 def rope_write_kv(
@@ -298,10 +251,7 @@ def rope_write_kv(
     if kind != "cpp":
         _check_shape("k_pages", k_pages, k_shape)
         _check_shape("v_pages", v_pages, v_shape)
-        if kind == "triton":
-            _check_rope_gpu(qkv, positions, slots, cos, sin, k_pages, v_pages, (q_norm, k_norm))
-            from wcse.kernels.triton import rows
-        run = rows.rope_write_kv if kind == "triton" else reference.rope_write_kv
+        run = _triton().rope_write_kv if kind == "triton" else reference.rope_write_kv
         return run(
             qkv,
             positions,
@@ -358,36 +308,13 @@ def rope_write_kv(
     return q
 
 
-def _check_rope_gpu(
-    qkv: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    norms: tuple[Tensor | None, Tensor | None],
-) -> None:
-    n_rows = len(qkv)
-    n_pages, n_kv, tokens, head_dim = v_pages.shape
-    _check_gpu("qkv", qkv, qkv, tuple(qkv.shape))
-    _check_gpu("positions", positions, qkv, (n_rows,), _I32)
-    _check_gpu("slots", slots, qkv, (n_rows,), _I32)
-    _check_gpu("cos", cos, qkv, (cos.shape[0], head_dim // 2))
-    _check_gpu("sin", sin, qkv, (cos.shape[0], head_dim // 2))
-    _check_pools(k_pages, v_pages, qkv, (n_pages, n_kv, tokens, head_dim))
-    for name, weight in zip(("q_norm", "k_norm"), norms, strict=True):
-        if weight is not None:
-            _check_gpu(name, weight, qkv, (head_dim,))
-
-
 def rms_norm(
     x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0, backend: Backend = "auto"
 ) -> Tensor:
     """``x * rsqrt(mean(x^2) + eps) * (weight + offset)``; x [T, D], weight [D], result [T, D]."""
     kind = _pick(backend, x)
     if kind == "triton":
-        return _triton_norm(x, None, weight, eps=eps, offset=offset)
+        return _triton().rms_norm(x, None, weight, eps=eps, offset=offset)
     if kind == "torch":
         return reference.rms_norm(x, weight, eps=eps, offset=offset)
     n_rows, width = x.shape
@@ -420,7 +347,7 @@ def add_rms_norm(
     """``residual += x`` in place, then ``rms_norm(residual)``; residual and x [T, D], weight [D]."""
     kind = _pick(backend, residual)
     if kind == "triton":
-        return _triton_norm(x, residual, weight, eps=eps, offset=offset)
+        return _triton().rms_norm(x, residual, weight, eps=eps, offset=offset)
     if kind == "torch":
         return reference.add_rms_norm(residual, x, weight, eps=eps, offset=offset)
     n_rows, width = residual.shape
@@ -442,16 +369,6 @@ def add_rms_norm(
     return out
 
 
-def _triton_norm(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float, offset: float) -> Tensor:
-    from wcse.kernels.triton import rows
-
-    _check_gpu("x", x, x, tuple(x.shape))
-    _check_gpu("weight", weight, x, (x.shape[1],))
-    if residual is not None:
-        _check_gpu("residual", residual, x, tuple(x.shape))
-    return rows.rms_norm(x, residual, weight, eps=eps, offset=offset)
-
-
 def gated_act(gate_up: Tensor, act: Activation = "silu", *, backend: Backend = "auto") -> Tensor:
     """``act(gate_up[:, :F]) * gate_up[:, F:]``; gate_up [T, 2F], result [T, F]; act "silu" or "gelu_tanh"."""
     if act not in ("silu", "gelu_tanh"):
@@ -461,10 +378,7 @@ def gated_act(gate_up: Tensor, act: Activation = "silu", *, backend: Backend = "
         raise WcseError(f"gate_up has {width} columns; expected an even number")
     kind = _pick(backend, gate_up)
     if kind == "triton":
-        from wcse.kernels.triton import rows
-
-        _check_gpu("gate_up", gate_up, gate_up, (n_rows, width))
-        return rows.gated_act(gate_up, act=act)
+        return _triton().gated_act(gate_up, act=act)
     if kind == "torch":
         return reference.gated_act(gate_up, act=act)
     _check("gate_up", gate_up, _F32, (n_rows, width))
@@ -495,6 +409,9 @@ class PackedLinear:
         return self.panels.permute(0, 2, 1).reshape(-1, self.k)[: self.n].contiguous()
 
 
+Linear = PackedLinear | DenseLinear
+
+
 def pack_linear(weight: Tensor) -> PackedLinear:
     """Pack a weight [N, K] of any float dtype for ``linear``; the result does not share its memory."""
     if weight.dim() != 2 or not weight.is_floating_point() or 0 in weight.shape:
@@ -511,7 +428,7 @@ def pack_linear(weight: Tensor) -> PackedLinear:
 
 def linear(
     x: Tensor,
-    packed: PackedLinear,
+    packed: Linear,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     *,
@@ -521,7 +438,7 @@ def linear(
 
     Args:
         x: [T, K].
-        packed: the weight [N, K], from ``pack_linear``.
+        packed: the weight [N, K], from ``pack_linear``, or a ``DenseLinear`` for the other backends.
         bias: [N] or None.
         residual: [T, N] or None.
 
@@ -538,6 +455,8 @@ def linear(
         raise WcseError(f"x has {k} columns; the weight takes {packed.k}")
     if not _native(backend, x):
         return reference.linear(x, packed.weight().to(x.dtype), bias, residual)
+    if isinstance(packed, DenseLinear):
+        raise WcseError("packed is a DenseLinear; the native kernel takes a weight from pack_linear")
     _check("x", x, _F32, (n_rows, k))
     if bias is not None:
         _check("bias", bias, _F32, (n,))
@@ -601,7 +520,7 @@ def sample(
         raise WcseError(f"keys has dtype {keys.dtype}; expected int64 or uint64")
     kind = _pick(backend, logits)
     if kind == "triton":
-        return _triton_sample(logits, rows, temperature, top_k, top_p, min_p, keys, counters)
+        return _triton().sample(logits, rows, temperature, top_k, top_p, min_p, keys, counters)
     if kind == "torch":
         return reference.sample(logits, rows, temperature, top_k, top_p, min_p, keys, counters)
     _check("logits", logits, _F32, (n_rows, vocab))
@@ -636,44 +555,6 @@ def sample(
     return tokens, logprobs
 
 
-def _triton_sample(logits: Tensor, rows: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-    from wcse.kernels.triton import sampler
-
-    _check_gpu("logits", logits, logits, tuple(logits.shape))
-    if rows.is_cpu:
-        _check_draws(len(logits), rows, *parameters[:4])
-    names = ("rows", "temperature", "top_k", "top_p", "min_p", "keys", "counters")
-    dtypes = (_I32, _F32, _I32, _F32, _F32, torch.int64, _I32)
-    given = (rows, *parameters[:4], parameters[4].view(torch.int64), parameters[5])
-    there = [x.to(logits.device, non_blocking=True) for x in given]
-    for name, x, dtype in zip(names, there, dtypes, strict=True):
-        _check_gpu(name, x, logits, (len(rows),), dtype)
-    return sampler.sample(logits, *there)
-
-
-def _check_draws(
-    n_rows: int, rows: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> None:
-    """The ranges that the native sampler demands."""
-    tiny = torch.finfo(torch.float32).tiny
-    fits = (
-        ("rows", rows, (rows >= 0) & (rows < n_rows), "a row of logits"),
-        (
-            "temperature",
-            temperature,
-            (temperature == 0) | ((temperature >= tiny) & temperature.isfinite()),
-            "0 or a positive finite number",
-        ),
-        ("top_k", top_k, top_k >= -1, "-1 or 0 (off) or a positive number"),
-        ("top_p", top_p, (top_p > 0) & (top_p <= 1), "a number in (0, 1]"),
-        ("min_p", min_p, (min_p >= 0) & (min_p <= 1), "a number in [0, 1]"),
-    )
-    for name, x, good, expected in fits:
-        if not bool(good.all()):
-            j = int((~good).nonzero()[0])
-            raise WcseError(f"{name}[{j}]={x[j].item()}; expected {expected}")
-
-
 def score_rows(
     x: Tensor,
     rows: Tensor,
@@ -703,17 +584,8 @@ def score_rows(
     if weight.shape[0] not in (1, 2):
         raise WcseError(f"weight has {weight.shape[0]} rows; a head has 1 or 2 outputs")
     _check_shape("weight", weight, (weight.shape[0], width))
-    if _pick(backend, x) != "triton":
-        return reference.score_rows(x, rows, weight, bias, norm, eps=eps, offset=offset, relu=relu)
-    from wcse.kernels.triton import score
-
-    _check_gpu("x", x, x, tuple(x.shape))
-    _check_gpu("rows", rows, x, (len(rows),), _I32)
-    _check_gpu("weight", weight, x, (weight.shape[0], width))
-    for name, part, shape in (("bias", bias, (weight.shape[0],)), ("norm", norm, (width,))):
-        if part is not None:
-            _check_gpu(name, part, x, shape)
-    return score.score_rows(x, rows, weight, bias, norm, eps=eps, offset=offset, relu=relu)
+    run = _triton().score_rows if _pick(backend, x) == "triton" else reference.score_rows
+    return run(x, rows, weight, bias, norm, eps=eps, offset=offset, relu=relu)
 
 
 def group_top_k(
@@ -735,11 +607,7 @@ def group_top_k(
         raise WcseError(f"k={k}, largest_group={largest_group}; expected at least 1, and 1 to 65536")
     if _pick(backend, scores) != "triton":
         return reference.group_top_k(scores, bounds, k)
-    from wcse.kernels.triton import score
-
-    _check_gpu("scores", scores, scores, tuple(scores.shape), _F32)
-    _check_gpu("bounds", bounds, scores, tuple(bounds.shape), _I32)
-    return score.group_top_k(scores, bounds, k, largest_group=largest_group)
+    return _triton().group_top_k(scores, bounds, k, largest_group=largest_group)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, *, backend: Backend = "auto") -> Tensor:
@@ -757,7 +625,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor, *, backend: Backend = "auto")
     """
     rows, vocab = logits.shape
     if not _native(backend, logits):
-        return reference.token_logprobs(logits, tokens)
+        wide = logits if logits.dtype is torch.float64 else logits.float()
+        return reference.token_logprobs(wide, tokens.to(logits.device))
     _check("logits", logits, _F32, (rows, vocab))
     _check("tokens", tokens, _I32, (rows,))
     out = torch.empty(rows)

@@ -212,7 +212,7 @@ def tree_attention(
     out = torch.empty_like(q) if out is None else out
     parts = torch.empty((max(1, work.n_slots), heads, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty((max(1, work.n_slots), heads), dtype=torch.float32, device=q.device)
-    options = tile_options(work.tile_m, heads // kv_heads, head_dim, q.dtype, window, softcap, heads)
+    options = tile_options(work.tile_m, heads // kv_heads, head_dim, k_pages.dtype, window, softcap, heads)
     tree_attention_kernel[(work.n_items, kv_heads)](
         q,
         k_pages,

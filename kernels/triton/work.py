@@ -96,7 +96,11 @@ class DevicePlan:
     tile_m: int | None = None
     chunks: int | None = None
     rates: Device = Device()
+    last_page: int = field(init=False)  # largest id that the lists hold
     _lists: dict[int, DeviceList] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.last_page = int(self.plan.pages.max(initial=-1))
 
     @property
     def n_rows(self) -> int:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
+from wcse.kernels import ops
 from wcse.types import WcseError
 
 
@@ -30,6 +32,8 @@ class Head:
         Two outputs z0, z1 give softmax(z)[1] = sigmoid(z1 - z0), which never underflows to a wrong rank.
         Each row is computed by itself (sum over the last axis), so a score does not depend on its batch.
         """
+        if not hidden.is_cpu:
+            return self._on_device(hidden)
         x = hidden.float()
         for i, (weight, bias) in enumerate(self.layers):
             x = (x[:, None, :] * weight).sum(-1)
@@ -38,6 +42,20 @@ class Head:
             if i + 1 < len(self.layers):
                 x = torch.relu(x)
         return torch.sigmoid(x[:, 1] - x[:, 0] if x.shape[1] == 2 else x[:, 0])
+
+    def _on_device(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same by a GEMM and one kernel; the head's layers must lie where the hidden states are."""
+        *first, (weight, bias) = self.layers
+        x, relu = hidden, False
+        for w, b in first:
+            x = F.linear(torch.relu(x) if relu else x, w.to(x.dtype), None if b is None else b.to(x.dtype))
+            relu = True
+        rows = torch.arange(len(x), dtype=torch.int32, device=x.device)
+        return ops.score_rows(x, rows, weight, bias, relu=relu)
+
+    def to(self, device: torch.device) -> Head:
+        """The head with its layers on a device."""
+        return Head([(w.to(device), None if b is None else b.to(device)) for w, b in self.layers])
 
 
 def head_from_tensors(tensors: Mapping[str, torch.Tensor], hidden_size: int, *, source: str) -> Head:
