@@ -16,7 +16,7 @@ def take_rows(x: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
     """``x[rows]`` of a tensor [R, ...]; ``rows`` holds integers."""
     if not _numpy_takes(x):
         return x[torch.as_tensor(rows, dtype=torch.int64, device=x.device)]
-    return torch.from_numpy(x.numpy().take(np.asarray(rows), axis=0))
+    return torch.from_numpy(x.numpy().take(np.asarray(rows, np.int64), axis=0))
 
 
 def join_rows(parts: Sequence[Tensor]) -> Tensor:
