@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .process import SideProcess
+
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".venvs"
 CONSTRAINTS = HERE.parents[1] / "constraints" / "cpu.txt"
-
-
-class InstallError(Exception):
-    """An environment could not be made; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Recipe:
         """Make the environment unless it is there as this recipe describes it.
 
         Raises:
-            InstallError: with the last lines of the installer.
+            RuntimeError: with the last lines of the installer.
         """
         folder = ENVIRONMENTS / self.name
         stamp, want = folder / "recipe", hashlib.sha256(repr(self).encode()).hexdigest()
@@ -77,7 +75,7 @@ class Recipe:
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.lower().lstrip().startswith("error")]
             reason = " / ".join((lines or done.stderr.strip().splitlines() or ["pip said nothing"])[-3:])
-            raise InstallError(f"pip {arguments[0]} failed: {reason[:400]}")
+            raise RuntimeError(f"pip {arguments[0]} failed: {reason[:400]}")
 
 
 RECIPES = {
@@ -122,10 +120,18 @@ class Entry:
         """Its name in tables."""
         return f"{self.recipe.name}:{self.precision}"
 
-    @property
-    def command(self) -> list[str]:
-        """What starts it."""
-        return [str(self.recipe.python), str(HERE / "sides" / self.recipe.script)]
+    def install(self) -> None:
+        """Make its environment.
+
+        Raises:
+            RuntimeError: with the reason.
+        """
+        self.recipe.install()
+
+    def start(self, log: Path, threads: int) -> SideProcess:
+        """A new process of it."""
+        command = [str(self.recipe.python), str(HERE / "sides" / self.recipe.script)]
+        return SideProcess(command, self.recipe.env | {"OMP_NUM_THREADS": str(threads)}, log)
 
 
 def entry_named(text: str) -> Entry:

@@ -39,7 +39,10 @@ def write(source: Path, folder: Path) -> None:
         save_file(head, policy / "head.safetensors", metadata={"format": "pt"})
     _link(verifier / "body.safetensors", policy / "body.safetensors")
     torch.manual_seed(0)
-    score = {"score.weight": torch.randn(2, model.spec.dim) / model.spec.dim**0.5, "score.bias": torch.zeros(2)}
+    score = {
+        "score.weight": torch.randn(2, model.spec.dim) / model.spec.dim**0.5,
+        "score.bias": torch.zeros(2),
+    }
     save_file(score, verifier / "score.safetensors", metadata={"format": "pt"})
     for part, extra in ((policy, head), (verifier, score)):
         name = "head.safetensors" if part is policy else "score.safetensors"

@@ -115,7 +115,9 @@ class Context:
         params.kv_unified, params.no_perf = True, True
         self.handle = llama.llama_init_from_model(model, params)
         if self.handle is None:
-            raise RuntimeError(f"llama.cpp makes no context of {params.n_ctx} tokens and {shape[1]} sequences")
+            raise RuntimeError(
+                f"llama.cpp makes no context of {params.n_ctx} tokens and {shape[1]} sequences"
+            )
         self.memory = llama.llama_get_memory(self.handle)
         self.batch = llama.llama_batch_init(BATCH, 0, 1)
 
@@ -131,7 +133,9 @@ class Context:
         fields = ((batch.token, tokens), (batch.pos, start + np.arange(count)), (batch.n_seq_id, 1))
         for pointer, values in fields:
             np.ctypeslib.as_array(pointer, (BATCH,))[:total].reshape(rows, count)[:] = values
-        np.ctypeslib.as_array(batch.logits, (BATCH,))[:total].reshape(rows, count)[:] = np.arange(count) == count - 1
+        np.ctypeslib.as_array(batch.logits, (BATCH,))[:total].reshape(rows, count)[:] = (
+            np.arange(count) == count - 1
+        )
         for i in range(total):
             batch.seq_id[i][0] = first + i // count
         batch.n_tokens = total

@@ -52,7 +52,9 @@ class Item:
     @property
     def longest(self) -> int:
         """Tokens of one whole path, the prompt included."""
-        return len(self.prompt) + (self.new_tokens if self.workload == "sample" else self.steps * self.step_tokens)
+        return len(self.prompt) + (
+            self.new_tokens if self.workload == "sample" else self.steps * self.step_tokens
+        )
 
 
 @dataclass
@@ -137,7 +139,9 @@ def memory() -> dict[str, int]:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"rss": 0, "peak_rss": most * (1 if sys.platform == "darwin" else 1024)}
     fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    return {name: int(fields[key].split()[0]) * 1024 for name, key in (("rss", "VmRSS"), ("peak_rss", "VmHWM"))}
+    return {
+        name: int(fields[key].split()[0]) * 1024 for name, key in (("rss", "VmRSS"), ("peak_rss", "VmHWM"))
+    }
 
 
 def forget_peak() -> None:

@@ -68,7 +68,10 @@ class WcseSide:
         )
         scored = item.workload == "score"
         driver = Driver(
-            self.llm.engine, self.scorer if scored else None, params=params, rule=StepRule("", item.step_tokens)
+            self.llm.engine,
+            self.scorer if scored else None,
+            params=params,
+            rule=StepRule("", item.step_tokens),
         )
         text = self.llm.model.tokenizer.decode(item.prompt)
 
@@ -77,7 +80,10 @@ class WcseSide:
 
         job = Job(f"item {self.done}", item.prompt, text, strategy, item.seed)
         (outcome,) = driver.run([job])
-        extra = {"policy_tokens": float(outcome.policy.policy_computed), "policy_seconds": outcome.policy.seconds}
+        extra = {
+            "policy_tokens": float(outcome.policy.policy_computed),
+            "policy_seconds": outcome.policy.seconds,
+        }
         if scored:
             read = outcome.verifier
             extra |= {"verifier_tokens": float(read.prm_computed), "verifier_seconds": read.seconds}
@@ -88,21 +94,20 @@ def quarter(root: Node, item: Item, scored: bool) -> Search:
     """``n`` beams, of which a quarter is kept after each step: the best by score, or any."""
     rng = random.Random(item.seed)
     beam = [(root, item.n)]
-    nodes: list[Node] = []
     for step in range(1, item.steps + 1):
         groups = yield Parallel(tuple(Expand(node, width) for node, width in beam))
         nodes = [node for group in groups for node in group]
-        del groups, beam  # what nobody holds is pruned
         if step == item.steps:
-            break
+            return nodes
         if scored:
             nodes.sort(key=lambda node: -1.0 if node.score is None else node.score, reverse=True)
-        kept = nodes[: item.keep] if scored else rng.sample(nodes, item.keep)
-        nodes = []
+            kept = nodes[: item.keep]
+        else:
+            kept = rng.sample(nodes, item.keep)
         width, more = divmod(item.n, item.keep)
         beam = [(node, width + (rank < more)) for rank, node in enumerate(kept)]
-        del kept
-    return nodes
+        del groups, nodes, kept  # a node that nobody holds is pruned
+    return []
 
 
 if __name__ == "__main__":

