@@ -123,12 +123,16 @@ def _model(text: str) -> Path:
 
 
 def _checkpoints(path: Path) -> dict[str, str]:
-    """The folders that peers load, made once: the policy, and a verifier of its size."""
+    """The folders that peers load, made once: the policy, and verifiers of its size."""
     folder = CACHE / path.stem
-    if not (folder / "verifier" / "config.json").is_file():
+    if not (folder / "whole").is_file():
         script = HERE / "sides" / "checkpoint.py"
         subprocess.run([sys.executable, str(script), str(path), str(folder)], check=True)
-    return {"policy": str(folder / "policy"), "prm": str(folder / "verifier")}
+    return {
+        "policy": str(folder / "policy"),
+        "prm": str(folder / "verifier"),
+        "classifier": str(folder / "classifier"),
+    }
 
 
 def _encoder(path: Path) -> Any:
@@ -144,7 +148,7 @@ def _encoder(path: Path) -> Any:
 def _together(options: argparse.Namespace, sides: int, policy: Path) -> bool:
     if options.together != "auto":
         return bool(options.together == "yes")
-    parameters = sum(file.stat().st_size for file in policy.glob("*.safetensors")) // 4
+    parameters = sum(file.stat().st_size for file in policy.glob("*.safetensors")) // 4  # fp32
     return fits_together(sides, parameters, "c" in options.workloads)
 
 

@@ -79,7 +79,7 @@ class Campaign:
         seats: the sides, in the order of the first round; each next round another one begins.
         cells: what they do.
         rounds: how often.
-        model: what a side loads: ``path``, and where they are needed ``policy``, ``prm`` and ``cache``.
+        model: what a side loads: ``path``, and where they are needed ``policy``, ``prm``, ``classifier`` and ``cache``.
         threads: of every side.
         limit: seconds for one item; a side that takes longer is not asked for as many beams again.
         together: all sides stay loaded and take turns item by item; else one is loaded at a time and does a round's

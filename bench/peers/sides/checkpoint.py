@@ -1,14 +1,14 @@
 """Writes a model as the checkpoints that the peers load: the policy, and a verifier of the same size.
 
 ``python checkpoint.py MODEL FOLDER`` makes ``FOLDER/policy`` (fp32 safetensors of every tensor, from a GGUF file or a
-Hugging Face folder) and ``FOLDER/verifier``: the same body with a random head of two outputs for token
-classification. Its scores mean nothing; its cost is a real one's. Runs in wcse's environment.
+Hugging Face folder), and ``FOLDER/verifier`` and ``FOLDER/classifier``: the same body with a random head of two outputs,
+for token and for sequence classification. Their scores mean nothing; their cost is a real one's. Runs in wcse's
+environment.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -22,34 +22,36 @@ CLASSES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 
 def write(source: Path, folder: Path) -> None:
-    """Make both checkpoints.
+    """Make the checkpoints.
 
     Raises:
         WcseError: the model cannot be loaded.
         KeyError: transformers has no verifier class that we know for this kind of model.
     """
     model = load_model(source)
-    policy, verifier = folder / "policy", folder / "verifier"
-    for part in (policy, verifier):
-        part.mkdir(parents=True, exist_ok=True)
-        model.tokenizer.save_pretrained(part)
     body, head = _tensors(model)
-    save_file(body, verifier / "body.safetensors", metadata={"format": "pt"})
-    if head:
-        save_file(head, policy / "head.safetensors", metadata={"format": "pt"})
-    _link(verifier / "body.safetensors", policy / "body.safetensors")
     torch.manual_seed(0)
-    score = {
-        "score.weight": torch.randn(2, model.spec.dim) / model.spec.dim**0.5,
-        "score.bias": torch.zeros(2),
+    score = {"score.weight": torch.randn(2, model.spec.dim) / model.spec.dim**0.5}
+    heads = {
+        "policy": ("ForCausalLM", head),
+        "verifier": ("ForTokenClassification", score | {"score.bias": torch.zeros(2)}),
+        "classifier": ("ForSequenceClassification", score),
     }
-    save_file(score, verifier / "score.safetensors", metadata={"format": "pt"})
-    for part, extra in ((policy, head), (verifier, score)):
-        name = "head.safetensors" if part is policy else "score.safetensors"
-        files = dict.fromkeys(body, "body.safetensors") | dict.fromkeys(extra, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(body, folder / "body.safetensors", metadata={"format": "pt"})
+    for name, (kind, tensors) in heads.items():
+        part = folder / name
+        part.mkdir(exist_ok=True)
+        model.tokenizer.save_pretrained(part)
+        (part / "body.safetensors").unlink(missing_ok=True)
+        (part / "body.safetensors").symlink_to(Path("..") / "body.safetensors")  # one copy serves all
+        if tensors:
+            save_file(tensors, part / "head.safetensors", metadata={"format": "pt"})
+        files = dict.fromkeys(body, "body.safetensors") | dict.fromkeys(tensors, "head.safetensors")
         index = {"metadata": {"total_size": 0}, "weight_map": files}
         (part / "model.safetensors.index.json").write_text(json.dumps(index))
-    _configs(source, model, policy, verifier)
+        _config(model, kind, part)
+    (folder / "whole").touch()
 
 
 def _tensors(model: LoadedModel) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -65,27 +67,21 @@ def _tensors(model: LoadedModel) -> tuple[dict[str, torch.Tensor], dict[str, tor
     return body, head
 
 
-def _configs(source: Path, model: LoadedModel, policy: Path, verifier: Path) -> None:
+def _config(model: LoadedModel, kind: str, folder: Path) -> None:
+    """The config of one class of the model's family."""
     path = model.path
     config = (
         AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         if path.suffix == ".gguf"
         else AutoConfig.from_pretrained(path)
     )
-    stem = CLASSES[config.model_type]
     config.tie_word_embeddings = model.spec.tied
     config.dtype = "float32"
-    config.architectures = [f"{stem}ForCausalLM"]
-    config.save_pretrained(policy)
-    config.architectures = [f"{stem}ForTokenClassification"]
-    config.num_labels = 2
-    config.save_pretrained(verifier)
-
-
-def _link(source: Path, target: Path) -> None:
-    """One copy on the disk serves both."""
-    target.unlink(missing_ok=True)
-    target.symlink_to(os.path.relpath(source, target.parent))
+    config.architectures = [CLASSES[config.model_type] + kind]
+    if kind != "ForCausalLM":
+        config.num_labels = 2
+        config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    config.save_pretrained(folder)
 
 
 if __name__ == "__main__":

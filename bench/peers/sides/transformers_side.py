@@ -14,15 +14,12 @@ import transformers
 from side import Beams, Count, Facts, Item, drive, serve
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
     DynamicCache,
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
-
-PRM_BATCH = 16  # sequences that the full scoring reads at once
+from verifier import Verifier, good
 
 
 class TransformersSide:
@@ -55,28 +52,6 @@ class TransformersSide:
         else:
             beams = SubmittedBeams(self.policy, self.verifier, item)
         return drive(item, beams)
-
-
-class Verifier:
-    """A token-classification model; a step ends in the separator, where its score is read."""
-
-    def __init__(self, path: str, dtype: torch.dtype) -> None:
-        self.model = AutoModelForTokenClassification.from_pretrained(path, dtype=dtype).eval()
-        self.separator = AutoTokenizer.from_pretrained(path).encode("\n\n", add_special_tokens=False)
-
-    def closed(self, steps: torch.Tensor) -> torch.Tensor:
-        """Steps [n, tokens] with the separator behind them."""
-        return torch.cat([steps, torch.tensor([self.separator] * len(steps))], dim=1)
-
-    def full(self, paths: torch.Tensor) -> list[float]:
-        """Scores after the last token of whole paths [n, tokens], read from their beginnings."""
-        logits = [self.model(part, use_cache=False).logits[:, -1] for part in paths.split(PRM_BATCH)]
-        return good(torch.cat(logits))
-
-
-def good(logits: torch.Tensor) -> list[float]:
-    """Probabilities [n] of the second of two classes."""
-    return list(logits.float().softmax(-1)[:, 1].tolist())
 
 
 class SubmittedBeams:

