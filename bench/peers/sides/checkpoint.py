@@ -1,9 +1,9 @@
 """Writes a model as the checkpoints that the peers load: the policy, and a verifier of the same size.
 
 ``python checkpoint.py MODEL FOLDER`` makes ``FOLDER/policy`` (fp32 safetensors of every tensor, from a GGUF file or a
-Hugging Face folder), and ``FOLDER/verifier`` and ``FOLDER/classifier``: the same body with a random head of two outputs,
-for token and for sequence classification. Their scores mean nothing; their cost is a real one's. Runs in wcse's
-environment.
+Hugging Face folder), and ``FOLDER/verifier`` and ``FOLDER/classifier``: the same body with a random head of two
+outputs, for token and for sequence classification. Their scores mean nothing; their cost is a real one's. Runs in
+wcse's environment.
 """
 
 from __future__ import annotations

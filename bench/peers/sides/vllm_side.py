@@ -50,7 +50,10 @@ class VllmSide:
         }
 
     def prepare(self, item: Item) -> None:
-        """Nothing: prompts are new, so no cached prefix helps."""
+        """Forget cached prefixes: another way of doing the same item may have left some."""
+        self.llm.reset_prefix_cache()
+        if item.workload == "score":
+            self.classifier.reset_prefix_cache()
 
     def run(self, item: Item) -> Count:
         return drive(item, SubmittedBeams(self, item))
