@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape = Shape(options.prompt_tokens, options.new_tokens, options.steps, options.step_tokens)
     name = options.name or f"peers-{path.stem.lower()}-{options.threads}t"
     turns: list[Turn] = []
-    bases = [seat.entry.label for seat in seats if seat.entry.recipe.name == "wcse"] or [seats[0].entry.label]
+    labels = [seat.entry.label for seat in seats]
+    bases = [label for label in labels if label.startswith("wcse:")] or labels[:1]
     together = _together(options, len(seats), Path(model["policy"]))
     facts = _facts(options, path, together)
 
@@ -137,7 +138,7 @@ def _checkpoints(path: Path) -> dict[str, str]:
 
 def _encoder(path: Path) -> Any:
     if path.suffix == ".gguf":
-        tokenizer = gguf_tokenizer(GgufFile(path).metadata, str(path))
+        tokenizer: Any = gguf_tokenizer(GgufFile(path).metadata, str(path))
     else:
         from transformers import AutoTokenizer
 

@@ -163,7 +163,7 @@ def serve(side: Side) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            reply = {"ok": True} | handlers[request.pop("op")](request)
+            reply: Facts = {"ok": True} | handlers[request.pop("op")](request)
         except Exception as error:
             traceback.print_exc()
             reply = {"ok": False, "error": f"{type(error).__name__}: {error}".strip()[:600]}

@@ -73,7 +73,7 @@ class WcseSide:
             params=params,
             rule=StepRule("", item.step_tokens),
         )
-        text = self.llm.model.tokenizer.decode(item.prompt)
+        text = str(self.llm.model.tokenizer.decode(item.prompt))
 
         def strategy(root: Node) -> Search:
             return quarter(root, item, scored)
