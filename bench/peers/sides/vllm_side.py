@@ -1,0 +1,101 @@
+"""vLLM's CPU build, driven as search-and-learn drives it: whole sequences at every step, prefix caching on.
+
+Sequences go over as token ids, so nothing is lost to tokenising again. The verifier is transformers' on whole sequences
+(``full``, what search-and-learn does), or vLLM's own classifier behind its prefix cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from side import Count, Facts, Item, drive, serve
+
+CONTEXT = 2048  # most tokens of a path
+
+
+class VllmSide:
+    """The engine stays in this process."""
+
+    def load(self, model: dict[str, str], precision: str, threads: int, workloads: Sequence[str]) -> Facts:
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))  # vLLM takes threads from here
+        import torch
+        import vllm
+
+        self.vllm, self.torch = vllm, torch
+        common = {
+            "dtype": precision,
+            "enable_prefix_caching": True,
+            "max_num_seqs": 256,
+            "max_model_len": CONTEXT,
+        }
+        self.llm = vllm.LLM(model["policy"], seed=0, **common)
+        if "score" in workloads:
+            from verifier import Verifier
+
+            self.verifier = Verifier(model["prm"], getattr(torch, precision))
+            self.classifier = vllm.LLM(
+                model["classifier"], runner="pooling", enable_chunked_prefill=True, **common
+            )
+        return {
+            "versions": {"vllm-cpu": version("vllm-cpu"), "torch": torch.__version__},
+            "dtype": precision,
+            "modes": {
+                "sample": ["generate"],
+                "search": ["resubmit"],
+                "score": ["resubmit+full", "resubmit+prefix-cached"],
+            },
+        }
+
+    def prepare(self, item: Item) -> None:
+        """Forget cached prefixes: another way of doing the same item may have left some."""
+        self.llm.reset_prefix_cache()
+        if item.workload == "score":
+            self.classifier.reset_prefix_cache()
+
+    def run(self, item: Item) -> Count:
+        return drive(item, SubmittedBeams(self, item))
+
+
+class SubmittedBeams:
+    """Paths as lists of ids; vLLM's prefix cache is all that is kept between steps."""
+
+    def __init__(self, side: VllmSide, item: Item) -> None:
+        self.side, self.item = side, item
+
+    def start(self, prompt: list[int], n: int) -> None:
+        self.paths = [prompt] * n
+        self.read = self.side.torch.tensor(self.paths)  # what the verifier reads: the same with separators
+
+    def grow(self, tokens: int) -> None:
+        params = self.side.vllm.SamplingParams(
+            temperature=self.item.temperature,
+            top_p=self.item.top_p,
+            max_tokens=tokens,
+            ignore_eos=True,
+            detokenize=False,
+        )
+        prompts = [{"prompt_token_ids": path} for path in self.paths]
+        outputs = self.side.llm.generate(prompts, params, use_tqdm=False)
+        self.steps = [list(output.outputs[0].token_ids) for output in outputs]
+        assert all(len(step) == tokens for step in self.steps)
+        self.paths = [path + step for path, step in zip(self.paths, self.steps, strict=True)]
+
+    def score(self) -> list[float]:
+        torch, side = self.side.torch, self.side
+        self.read = torch.cat([self.read, side.verifier.closed(torch.tensor(self.steps))], dim=1)
+        if self.item.mode == "resubmit+full":
+            with torch.inference_mode():
+                return list(side.verifier.full(self.read))
+        prompts = [{"prompt_token_ids": path} for path in self.read.tolist()]
+        return [output.outputs.probs[1] for output in side.classifier.classify(prompts, use_tqdm=False)]
+
+    def select(self, parents: list[int]) -> None:
+        self.paths = [self.paths[parent] for parent in parents]
+        self.read = self.read[parents]
+
+
+if __name__ == "__main__":
+    serve(VllmSide())
