@@ -237,20 +237,3 @@ def test_the_implicit_verifier_is_trained_on_what_the_scorer_reads() -> None:
         sums = logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0][prompt - 1 :].cumsum(0)
         found = step_logprobs(policy, encode_rows(load_tokenizer(folder), [RECORD]), pad=0)
     torch.testing.assert_close(found, sums[[ends[0] - prompt, ends[2] - prompt]], atol=1e-4, rtol=1e-4)
-
-
-def test_within_problem_auc_compares_solutions_of_one_problem_only() -> None:
-    from wcse.zoo.train_prm import Row, within_problem_auc
-
-    rows = [
-        Row([1], [0], [label], 1, group) for group, label in [("easy", 1.0), ("easy", 0.0), ("hard", 0.0)]
-    ]
-    assert within_problem_auc(rows, torch.tensor([0.9, 0.8, 0.95])) == 1.0
-    assert within_problem_auc(rows, torch.tensor([0.8, 0.9, 0.0])) == 0.0
-
-
-def test_auc_counts_ties_as_half() -> None:
-    from wcse.zoo.train_prm import auc
-
-    assert auc(torch.tensor([0.9, 0.1]), torch.tensor([1.0, 0.0])) == 1.0
-    assert auc(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0])) == 0.5

@@ -18,15 +18,22 @@ if TYPE_CHECKING:
 KV_GIB = 1.0
 """Memory for the verifier's keys and values, unless told otherwise."""
 
+ROWS = 256
+"""Rows of the policy that decode at once, unless told otherwise."""
+
 
 def _load(options: Options, model: str) -> SeparatePRM | ImplicitPRM:
     from wcse.reward.load import load_prm
 
+    _threads(options)
+    return load_prm(model, kv_memory=options.get("kv_memory_gb", KV_GIB), family=options.get("prm_family"))
+
+
+def _threads(options: Options) -> None:
     if "threads" in options:
         import torch
 
         torch.set_num_threads(options["threads"])
-    return load_prm(model, kv_memory=options.get("kv_memory_gb", KV_GIB), family=options.get("prm_family"))
 
 
 # -- check -----------------------------------------------------------------------------------------------
@@ -141,6 +148,138 @@ def _write_scores(
     print(f"wcse: scores in {path}", file=sys.stderr)
 
 
+# -- label -----------------------------------------------------------------------------------------------
+
+
+def label(options: Options) -> int:
+    """Monte-Carlo labels of a policy's own solutions, as JSON Lines in TRL's columns."""
+    from wcse.engine.engine import Engine
+    from wcse.engine.llm import pages_in
+    from wcse.models.load import load_model
+    from wcse.problems import load_problems
+    from wcse.reward.rollouts import Labelling, label_problems
+
+    _threads(options)
+    fields = ("trajectories", "rollouts", "kind", "temperature", "max_tokens", "delimiter", "seed")
+    labelling = Labelling(**{name: options[name] for name in fields if name in options})
+    problems = load_problems(options["problems"], limit=options.get("limit"))
+    model = load_model(options["policy"])
+    pages = pages_in(model, options.get("kv_memory_gb", KV_GIB))
+    engine = Engine(model, max_rows=options.get("batch_size", ROWS), num_pages=pages)
+    rows = steps = good = 0
+    with Path(options["out"]).open("w", encoding="utf-8") as file:
+        for row in label_problems(engine, problems, labelling, source=options["policy"]):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            rows, steps, good = (
+                rows + 1,
+                steps + len(row["labels"]),
+                good + sum(x > 0.5 for x in row["labels"]),
+            )
+    share = f", {100 * good / steps:.1f} % of them good" if steps else ""
+    print(f"{len(problems)} problems, {rows} solutions, {steps} labelled steps{share}")
+    print(
+        f"{engine.runner.computed} policy tokens computed, {engine.reused} reused; rows in {options['out']}"
+    )
+    return 0
+
+
+# -- train -----------------------------------------------------------------------------------------------
+
+
+def train(options: Options) -> int:
+    """Train a verifier on labelled steps and print its quality on held-out problems."""
+    from wcse.reward.training import read_records, split_records
+    from wcse.types import WcseError
+
+    _threads(options)
+    kind = options.get("kind", "head")
+    if kind not in _TRAIN_KINDS:
+        raise WcseError(f"kind={kind!r}: give {' or '.join(_TRAIN_KINDS)}")
+    records = [record for path in options["labels"] for record in read_records(Path(path))]
+    taught, held = split_records(records)
+    report = _TRAIN_KINDS[kind](options, taught, held)
+    print(json.dumps({"kind": kind, "rows": len(taught), "held_out_rows": len(held)} | report))
+    return 0
+
+
+def _train_head(options: Options, taught: list[dict[str, Any]], held: list[dict[str, Any]]) -> dict[str, Any]:
+    from wcse.models.load import load_model
+    from wcse.reward.load import SHARED_FILE
+    from wcse.reward.quality import summary
+    from wcse.reward.training import (
+        encode_records,
+        features_of,
+        labels_of,
+        save_head,
+        stream_layout,
+        train_head,
+    )
+    from wcse.types import WcseError
+
+    model = load_model(options["model"], lm_head=False)
+    layout = stream_layout(model.tokenizer, options.get("separator", "\n\n"))
+    (rows, dropped), (kept, _) = (encode_records(layout, side, model.context) for side in (taught, held))
+    if not rows:
+        raise WcseError(f"no labelled step is left of {len(taught)} rows; check the labels")
+    head = train_head(
+        features_of(model, rows),
+        labels_of(rows),
+        epochs=round(options.get("epochs", 20)),
+        seed=options.get("seed", 0),
+    )
+    out = Path(options["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    save_head(head, out / SHARED_FILE)
+    if not kept:
+        return {"dropped": dropped}
+    scores = head(features_of(model, kept)).squeeze(1).sigmoid().detach()
+    counts, groups = [len(row.reads) for row in kept], [row.group for row in kept]
+    return {"dropped": dropped} | summary(scores, labels_of(kept), counts, groups)
+
+
+def _train_classifier(
+    options: Options, taught: list[dict[str, Any]], held: list[dict[str, Any]]
+) -> dict[str, Any]:
+    from wcse.models.load import find_model, load_model
+    from wcse.reward.layout import Layout
+    from wcse.reward.training import CLASSIFIER, ClassifierTraining, encode_records, train_classifier
+
+    fields = ("epochs", "lr", "batch", "seed", "lora_rank")
+    settings = ClassifierTraining(**{name: options[name] for name in fields if name in options})
+    model = load_model(options["model"], lm_head=False)
+    layout = Layout(CLASSIFIER, model.tokenizer, separator=options.get("separator"), source=options["model"])
+    rows, dropped = encode_records(layout, taught, model.context)
+    train_classifier(find_model(options["model"]), rows, layout, settings, Path(options["out"]))
+    return {"dropped": dropped} | _held_out_quality(options, held)
+
+
+def _held_out_quality(options: Options, held: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of the model as it was written, by the scorer that searches use."""
+    import torch
+
+    from wcse.reward.quality import summary
+    from wcse.reward.text import score_many
+    from wcse.reward.training import usable
+
+    marked = [record for record in held if all(usable(label) for label in record["labels"])]
+    if not marked:
+        return {}
+    prm = _load(options, options["out"])
+    scores = [
+        score for row in score_many(prm, ((r["prompt"], r["completions"]) for r in marked)) for score in row
+    ]
+    labels = [float(label) for record in marked for label in record["labels"]]
+    counts, groups = [len(r["labels"]) for r in marked], [r["prompt"] for r in marked]
+    return summary(torch.tensor(scores), torch.tensor(labels), counts, groups)
+
+
+_TRAIN_KINDS = {"head": _train_head, "classifier": _train_classifier}
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
 _MODEL: tuple[tuple[str, dict[str, Any]], ...] = (
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
     (
@@ -184,5 +323,66 @@ COMMANDS = (
             ),
         ),
         needs=("prm",),
+    ),
+    Command(
+        "prm label",
+        "label the steps of a policy's solutions by rollouts from every step",
+        label,
+        (
+            ("policy", {"metavar": "P", "help": "model: folder, .gguf file, embedded name or hub id"}),
+            ("problems", {"metavar": "SPEC", "help": "problems with answers, as for wcse solve"}),
+            ("out", {"metavar": "FILE", "help": "rows in TRL's columns, JSON Lines"}),
+            ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),
+            ("trajectories", {"type": int, "metavar": "T", "help": "solutions per problem (default 4)"}),
+            ("rollouts", {"type": int, "metavar": "K", "help": "rollouts per step (default 8)"}),
+            ("kind", {"metavar": "KIND", "help": "soft: shares; hard: any rollout right (default soft)"}),
+            ("temperature", {"type": float, "metavar": "T", "help": "of the sampling (default 1.0)"}),
+            ("max-tokens", {"type": int, "metavar": "K", "help": "most tokens of a solution (default 1024)"}),
+            (
+                "delimiter",
+                {"type": _unescaped, "metavar": "TEXT", "help": r"what ends a step (default \n\n)"},
+            ),
+            ("seed", {"type": int, "metavar": "S", "help": "of all random numbers (default 0)"}),
+            (
+                "batch-size",
+                {"type": int, "metavar": "ROWS", "help": f"most rows in a batch (default {ROWS})"},
+            ),
+            *_MODEL[1:],
+        ),
+        needs=("policy", "problems", "out"),
+    ),
+    Command(
+        "prm train",
+        "train a verifier on labelled steps: a head on a policy's states, or a token classifier",
+        train,
+        (
+            ("kind", {"metavar": "KIND", "help": "head or classifier (default head)"}),
+            ("model", {"metavar": "M", "help": "head: the policy; classifier: a folder to start from"}),
+            ("out", {"metavar": "DIR", "help": "head: the policy's own folder, to use it as prm=shared"}),
+            ("separator", {"type": _unescaped, "metavar": "TEXT", "help": r"between steps (default \n\n)"}),
+            ("epochs", {"type": float, "metavar": "E", "help": "passes (default: head 20, classifier 1)"}),
+            (
+                "lr",
+                {"type": float, "metavar": "X", "help": "peak learning rate of a classifier (default 1e-5)"},
+            ),
+            (
+                "batch",
+                {"type": int, "metavar": "B", "help": "solutions per step of a classifier (default 32)"},
+            ),
+            ("lora-rank", {"type": int, "metavar": "R", "help": "train adapters of this rank (needs peft)"}),
+            ("seed", {"type": int, "metavar": "S", "help": "of all random numbers (default 0)"}),
+            *_MODEL[1:],
+        ),
+        (
+            (
+                "labels",
+                {
+                    "metavar": "FILE",
+                    "nargs": "+",
+                    "help": "labelled steps in TRL's columns, .jsonl or .parquet",
+                },
+            ),
+        ),
+        needs=("model", "out"),
     ),
 )

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,6 +29,21 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from wcse import zoo
+from wcse.models.load import load_model
+from wcse.reward.load import SHARED_FILE
+from wcse.reward.quality import summary
+from wcse.reward.training import (
+    Row,
+    encode_records,
+    features_of,
+    labels_of,
+    read_records,
+    save_head,
+    split_records,
+    stream_layout,
+    train_head,
+    usable,
+)
 
 from .corpus import SEPARATOR
 from .sample import boxed
@@ -38,35 +51,8 @@ from .tiny_llama import TinyLlama, load_weights
 from .tokenizer import END, PAD, load_tokenizer, prompt_text, token_id
 from .train_policy import learning_rate
 
-HEAD_FILE = "prm_head.safetensors"
 DEFAULT_AGG = "last"
-VALIDATION_SHARE = 0.1
-HEAD_UNITS = 256
 BATCH_TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class Row:
-    """A solution as token ids with the positions that are read and their labels.
-
-    The first ``prompt`` ids are the problem; rows of one ``group`` belong to one problem.
-    """
-
-    ids: list[int]
-    reads: list[int]
-    labels: list[float]
-    prompt: int
-    group: str
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """All rows of a JSON Lines or Parquet file."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        return pq.read_table(path, columns=["prompt", "completions", "labels"]).to_pylist()
-    with path.open() as file:
-        return [json.loads(line) for line in file if line.strip()]
 
 
 def encode(tokenizer: Tokenizer, prompt: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -84,30 +70,17 @@ def _token(text: str) -> str:
     return text.replace("\n", "Ċ")
 
 
-def _usable(label: float | None) -> bool:
-    return label is not None and not math.isnan(label) and label >= 0
-
-
 def encode_rows(tokenizer: Tokenizer, records: Sequence[dict[str, Any]]) -> list[Row]:
     """Rows with at least one label."""
     rows = []
     for record in records:
         problem = record["prompt"]
         ids, reads = encode(tokenizer, problem, record["completions"])
-        kept = [(r, float(y)) for r, y in zip(reads, record["labels"], strict=True) if _usable(y)]
+        kept = [(r, float(y)) for r, y in zip(reads, record["labels"], strict=True) if usable(y)]
         if kept:
             prompt = len(tokenizer.encode(prompt_text(problem)).ids)
             rows.append(Row(ids, [r for r, _ in kept], [y for _, y in kept], prompt, problem))
     return rows
-
-
-def split_records(records: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Training and validation rows; all rows of a problem fall on one side."""
-    sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    for record in records:
-        share = int(sha256(record["prompt"].encode()).hexdigest()[:8], 16) / 2**32
-        sides[share < VALIDATION_SHARE].append(record)
-    return sides
 
 
 def padded(rows: Sequence[list[int]], pad: int) -> Tensor:
@@ -144,27 +117,6 @@ class Budget:
             group["lr"] = self.peak * group.get("scale", 1.0) * learning_rate(self.progress, 0.02)
 
 
-def train_head(features: Tensor, labels: Tensor, *, epochs: int, seed: int) -> nn.Sequential:
-    """Two layers from a state to one logit. Half the inner units are dropped: labels are few and noisy."""
-    torch.manual_seed(seed)
-    head = nn.Sequential(
-        nn.Linear(features.shape[1], HEAD_UNITS),
-        nn.Sequential(nn.ReLU(), nn.Dropout(0.5)),
-        nn.Linear(HEAD_UNITS, 1),
-    )
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.3)
-    steps = max(1, epochs * len(labels) // 256)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    for _ in range(steps):
-        chosen = torch.randint(len(labels), (256,))
-        loss = F.binary_cross_entropy_with_logits(head(features[chosen]).squeeze(1), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return head.eval()
-
-
 def step_logprobs(model: TinyLlama, batch: Sequence[Row], pad: int) -> Tensor:
     """log p(solution up to each step | problem), of all read positions of a batch in turn.
 
@@ -179,11 +131,6 @@ def step_logprobs(model: TinyLlama, batch: Sequence[Row], pad: int) -> Tensor:
         sums = chosen.gather(1, tokens[begin:end, None])[:, 0].cumsum(0)
         out.append(sums[[read - begin - 1 for read in row.reads]])
     return torch.cat(out)
-
-
-def labels_of(batch: Sequence[Row]) -> Tensor:
-    """Labels of all read positions of a batch in turn."""
-    return torch.tensor([y for row in batch for y in row.labels])
 
 
 @dataclass(frozen=True)
@@ -230,66 +177,6 @@ def _endless(rows: Sequence[Row], rng: Random) -> Iterator[list[Row]]:
         yield from batches(rows, BATCH_TOKENS, rng)
 
 
-@torch.inference_mode()
-def features_of(model: TinyLlama, rows: Sequence[Row], pad: int) -> Tensor:
-    """Final-norm states [reads, hidden size] of all read positions in turn."""
-    parts = []
-    for begin in range(0, len(rows), 64):
-        batch = rows[begin : begin + 64]
-        hidden = model.hidden(padded([row.ids for row in batch], pad))
-        parts += [states[row.reads] for states, row in zip(hidden, batch, strict=True)]
-    return torch.cat(parts)
-
-
-def auc(scores: Tensor, labels: Tensor) -> float:
-    """The chance that a good step (label above one half) scores above a bad one; ties count half."""
-    good, bad = scores[labels > 0.5], scores[labels <= 0.5].sort().values
-    if len(good) == 0 or len(bad) == 0:
-        return math.nan
-    below, upto = torch.searchsorted(bad, good), torch.searchsorted(bad, good, right=True)
-    return float((below + upto).double().mean() / (2 * len(bad)))
-
-
-def calibration_error(scores: Tensor, labels: Tensor, bins: int = 10) -> float:
-    """Expected calibration error over equal-width bins."""
-    bucket = (scores * bins).long().clamp(max=bins - 1)
-    gaps = [(scores[bucket == b].sum() - labels[bucket == b].sum()).abs() for b in range(bins)]
-    return float(torch.stack(gaps).sum() / len(scores))
-
-
-def within_problem_auc(rows: Sequence[Row], finals: Tensor) -> float:
-    """The AUC of the last scores between the solutions of one problem, averaged over problems that have both."""
-    groups: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        groups.setdefault(row.group, []).append(index)
-    labels = torch.tensor([row.labels[-1] for row in rows])
-    values = [auc(finals[group], labels[group]) for group in groups.values()]
-    kept = [value for value in values if not math.isnan(value)]
-    return sum(kept) / len(kept) if kept else math.nan
-
-
-def quality(rows: Sequence[Row], scores: Tensor) -> dict[str, float]:
-    """What the model card reports, from the scores of all read positions in turn."""
-    labels = labels_of(rows)
-    finals = scores[torch.tensor([len(row.reads) for row in rows]).cumsum(0) - 1]
-    return {
-        "steps": len(labels),
-        "mean_label": round(float(labels.mean()), 4),
-        "auc": round(auc(scores, labels), 4),
-        "within_problem_auc": round(within_problem_auc(rows, finals), 4),
-        "accuracy": round(float(((scores > 0.5) == (labels > 0.5)).double().mean()), 4),
-        "ece": round(calibration_error(scores, labels), 4),
-    }
-
-
-def save_head(head: nn.Sequential, folder: Path) -> None:
-    """Write the shared head beside the policy's weights."""
-    tensors = {f"score.{name}": p.detach().contiguous() for name, p in head.named_parameters()}
-    save_file(
-        tensors, folder / HEAD_FILE, metadata={"default_agg": DEFAULT_AGG, "read": "last token of a step"}
-    )
-
-
 def save_implicit(model: TinyLlama, start: Path, ratio: Ratio, folder: Path) -> None:
     """Write the language model in fp16 with the tokenizer of its start, and how it is to be read."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -313,14 +200,19 @@ def make_head(
     records: Sequence[dict[str, Any]], policy: Path, out: Path, epochs: int, seed: int
 ) -> dict[str, float]:
     """Train, write and measure the shared head."""
-    model, tokenizer = load_weights(policy), load_tokenizer(policy)
-    pad = token_id(tokenizer, PAD)
-    train, held = (encode_rows(tokenizer, side) for side in split_records(records))
-    head = train_head(features_of(model, train, pad), labels_of(train), epochs=epochs, seed=seed)
+    model = load_model(policy)
+    layout = stream_layout(model.tokenizer, SEPARATOR)
+    train, held = (encode_records(layout, side, model.context)[0] for side in split_records(records))
+    head = train_head(features_of(model, train), labels_of(train), epochs=epochs, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    save_head(head, out)
+    save_head(head, out / SHARED_FILE, default_agg=DEFAULT_AGG)
     with torch.inference_mode():
-        return quality(held, head(features_of(model, held, pad)).squeeze(1).sigmoid())
+        return quality(held, head(features_of(model, held)).squeeze(1).sigmoid())
+
+
+def quality(rows: Sequence[Row], scores: Tensor) -> dict[str, float]:
+    """What the model card reports, from the scores of all read positions in turn."""
+    return summary(scores, labels_of(rows), [len(row.reads) for row in rows], [row.group for row in rows])
 
 
 def make_implicit(
