@@ -23,7 +23,7 @@ from wcse.progress import Progress
 from wcse.prompts import render_problem
 from wcse.recipe import SHARED, Recipe
 from wcse.reward.load import load_prm, load_shared_head
-from wcse.search import SearchConfig, Strategy, get_strategy
+from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
 from wcse.types import Node, Problem, Search
 from wcse.votes import SELECTORS, ballots, get_selector
@@ -41,6 +41,7 @@ class _Pass:
 
     members: tuple[str, ...]
     strategy: Strategy
+    config: SearchConfig
     scored: bool
 
 
@@ -71,11 +72,11 @@ def solve(
     kv = recipe.kv_memory_gb or KV_GIB
     engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
     scorer = _scorer(recipe, engine, kv) if any(p.scored for p in passes) else None
-    config = recipe.search_config
-    config = config.with_default(scorer.default_agg if scorer else "last")
+    default_agg = scorer.default_agg if scorer else "last"
     meter = _Meter(engine, on_progress, total=len(problems) * len(recipe.strategies), skipped=len(done))
     with MathPool() as judge:
         for part in passes:
+            config = part.config.with_default(default_agg)
             todo = [p for p in problems if any((p.id, name) not in done for name in part.members)]
             by_id = {p.id: p for p in todo}
             driver = Driver(
@@ -83,6 +84,7 @@ def solve(
                 scorer if part.scored else None,
                 params=_params(recipe),
                 rule=StepRule(recipe.delimiter, recipe.max_step_tokens),
+                classify=lambda nodes: answer_classes(_answers(nodes), judge),
                 on_step=meter.tell,
             )
             for outcome in driver.run(_jobs(todo, policy, recipe, part.strategy, config)):
@@ -109,16 +111,23 @@ def solve_all(recipe: Recipe, problems: Sequence[Problem]) -> list[SolveRecord]:
 
 def plan(recipe: Recipe) -> list[_Pass]:
     """The passes that serve the recipe's strategies."""
-    named = [get_strategy(name) for name in recipe.strategies]
-    sampled = [(name, s) for name, s in named if s.run in (best_of_n, majority)]
-    passes = [_Pass((name,), s, s.needs_prm) for name, s in named if (name, s) not in sampled]
-    if sampled:
-        scored = [s for _, s in sampled if s.needs_prm]
-        passes.insert(
-            0,
-            _Pass(tuple(name for name, _ in sampled), (scored or [sampled[0][1]])[0], bool(scored)),
-        )
-    return passes
+    sampled: dict[SearchConfig, list[str]] = {}
+    passes: list[_Pass] = []
+    for name in recipe.strategies:
+        spec = parse_strategy(name)
+        strategy, config = STRATEGIES[spec.name], spec.config(recipe.search_config)
+        if strategy.run in (best_of_n, majority):
+            sampled.setdefault(config, []).append(name)
+        else:
+            passes.append(_Pass((name,), strategy, config, strategy.needs_prm))
+    return [_samples(names, config) for config, names in sampled.items()] + passes
+
+
+def _samples(names: Sequence[str], config: SearchConfig) -> _Pass:
+    """One sample set for all of these; scored if any of them wants scores."""
+    entries = [get_strategy(name)[1] for name in names]
+    scored = [entry for entry in entries if entry.needs_prm]
+    return _Pass(tuple(names), (scored or entries)[0], config, bool(scored))
 
 
 def _params(recipe: Recipe) -> SamplingParams:
@@ -168,7 +177,7 @@ class _Graded:
     def of(cls, outcome: Outcome, problem: Problem, config: SearchConfig | None, judge: Judge) -> _Graded:
         """``config`` is None where no verifier scored the steps."""
         nodes = outcome.solutions
-        answers = [extract_answer(node.completion) if node.complete else None for node in nodes]
+        answers = _answers(nodes)
         classes = answer_classes(answers, judge)
         votes = ballots(nodes, classes, config.aggregation if config else None)
         right = {answer: _correct(answer, problem, judge) for answer in set(answers)}
@@ -180,6 +189,11 @@ class _Graded:
         picks = {name: get_selector(name)(votes) for name in names}
         selections = {name: _selection(pick, solutions, problem) for name, pick in picks.items()}
         return cls(outcome, problem, solutions, selections)
+
+
+def _answers(nodes: Sequence[Node]) -> list[str | None]:
+    """The extracted answers; None for unfinished text."""
+    return [extract_answer(node.completion) if node.complete else None for node in nodes]
 
 
 def _correct(answer: str | None, problem: Problem, judge: Judge) -> bool | None:
@@ -199,7 +213,8 @@ def _selection(pick: int | None, solutions: Sequence[SolutionRecord], problem: P
 def _record(graded: _Graded, name: str) -> SolveRecord:
     _, strategy = get_strategy(name)
     outcome = graded.outcome
-    chosen = graded.selections[strategy.selector]
+    selector = outcome.selector or strategy.selector
+    chosen = graded.selections[selector]
     unscored = not strategy.needs_prm
     ledger = outcome.policy if unscored else outcome.policy + outcome.verifier
     selections = {"majority": graded.selections["majority"]} if unscored else graded.selections
@@ -214,7 +229,7 @@ def _record(graded: _Graded, name: str) -> SolveRecord:
         nodes=_nodes(outcome, scored=not unscored),
         ledger=ledger,
         seconds=ledger.seconds,
-        selector=strategy.selector,
+        selector=selector,
         prompt_tokens=len(outcome.root.token_ids),
     )
 

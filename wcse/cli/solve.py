@@ -140,7 +140,9 @@ def _unescaped(text: str) -> str:
 
 
 def _strategies(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    from wcse.search import split_specs
+
+    return split_specs(text)
 
 
 RUNTIME = (
@@ -162,7 +164,7 @@ _SOLVE = (
             "dest": "strategies",
             "type": _strategies,
             "metavar": "S[,S2]",
-            "help": "greedy, majority, best_of_n, weighted_best_of_n, beam_search, dvts",
+            "help": "see below; each may have options of its own: beam_search(n=16,lookahead=1)",
         },
     ),
     ("n", {"type": int, "metavar": "N", "help": "budget: solutions per problem (default 4)"}),
@@ -197,6 +199,20 @@ _DEMO = (
     *RUNTIME,
 )
 
+_STRATEGY_HELP = """\
+S is one of greedy, majority, best_of_n, weighted_best_of_n, and
+  beam_search, dvts                (beam_width, lookahead, compat=search-and-learn)
+  lookahead_search                 (beam_width, lookahead)
+  rebase                           (softmax_temperature, rounding=remainder|ceil)
+  particle_filter                  (potential=ratio|product|odds, ess_threshold)
+  speculative_rejection            (rejection_rate, checkpoint_tokens)
+  adaptive_vote                    (chunk, stop_rule=beta|certain, confidence)
+  mcts                             (beam_width, exploration)
+Every one also takes n, num_iterations and agg_strategy in parentheses; the same options outside of them hold
+for all.
+
+"""
+
 _SPEC_HELP = """\
 SPEC is one of
   gsm_symbolic:size=100,seed=7     a reasoning-gym task with its options
@@ -213,7 +229,7 @@ COMMANDS = (
         solve,
         _SOLVE,
         needs=("policy", "problems", "strategy"),
-        epilog=_SPEC_HELP,
+        epilog=_STRATEGY_HELP + _SPEC_HELP,
     ),
     Command(
         "demo",

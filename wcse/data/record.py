@@ -18,6 +18,9 @@ from wcse.votes import Ballot
 
 Path = tuple[int, ...]
 
+SAMPLERS = frozenset({"greedy", "majority", "best_of_n", "weighted_best_of_n"})
+"""Strategies whose solutions are a number of samples that was fixed beforehand."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
@@ -144,8 +147,11 @@ class SolveRecord:
     def independent(self) -> bool:
         """Each solution is a chain of its own below the root and nothing was pruned: a set of samples.
 
-        Only then does a subset of the solutions show what a smaller budget would have given.
+        Only then does a subset of the solutions show what a smaller budget would have given. A search that
+        decides on the way when to stop is none, whatever its tree looks like.
         """
+        if self.strategy.partition("(")[0] not in SAMPLERS:
+            return False
         firsts = [solution.path[0] for solution in self.solutions if solution.path]
         chains = all(not any(solution.path[1:]) for solution in self.solutions)
         roots = {node.path[0] for node in self.nodes}

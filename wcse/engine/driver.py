@@ -7,14 +7,27 @@ no barrier between problems. It knows nothing of what strategies, engine and sco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from wcse.engine.engine import Account, Engine, Growth, Root
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.ledger import Ledger
-from wcse.types import Expand, Finish, Node, Parallel, Request, Score, Search, WcseError
+from wcse.rng import uniforms
+from wcse.types import (
+    Chosen,
+    Classes,
+    Draw,
+    Expand,
+    Finish,
+    Node,
+    Parallel,
+    Request,
+    Score,
+    Search,
+    WcseError,
+)
 
 Done = Callable[[float | None], None]
 
@@ -53,10 +66,14 @@ class Job:
 
 @dataclass(eq=False)
 class Outcome:
-    """A finished search: its solutions' last nodes, every node ever written by path, and what it cost."""
+    """A finished search: its solutions' last nodes, every node ever written by path, and what it cost.
+
+    ``selector`` is the one that the strategy asked for, None where it left that to its entry.
+    """
 
     job: Job
     solutions: list[Node]
+    selector: str | None
     root: Node
     nodes: dict[tuple[int, ...], NodeTrace]
     policy: Ledger
@@ -113,15 +130,17 @@ class Driver:
         *,
         params: SamplingParams,
         rule: StepRule,
+        classify: Callable[[Sequence[Node]], list[int | None]] | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
         self.scorer = scorer
+        self.classify = classify
         self.params = params
         self.rule = rule
         self.on_step = on_step
         self._running: dict[Root, _Running] = {}
-        self._finished: list[tuple[_Running, list[Node]]] = []
+        self._finished: list[tuple[_Running, list[Node] | Chosen]] = []
         self._steps = 0
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
@@ -202,7 +221,7 @@ class Driver:
             return
         self._issue(run, request, lambda answer: self._resume(run, answer))
 
-    def _finish(self, run: _Running, solutions: list[Node]) -> None:
+    def _finish(self, run: _Running, solutions: list[Node] | Chosen) -> None:
         del self._running[run.root]
         self._finished.append((run, solutions))
 
@@ -210,7 +229,9 @@ class Driver:
         finished, self._finished = self._finished, []
         return [self._outcome(run, solutions) for run, solutions in finished]
 
-    def _outcome(self, run: _Running, solutions: list[Node]) -> Outcome:
+    def _outcome(self, run: _Running, result: list[Node] | Chosen) -> Outcome:
+        selector = result.selector if isinstance(result, Chosen) else None
+        solutions = result.solutions if isinstance(result, Chosen) else result
         read = self.scorer.account(run.root) if self.scorer else Account()
         account = run.root.account
         policy = Ledger(
@@ -222,7 +243,7 @@ class Driver:
             seconds=run.policy_seconds,
         )
         verifier = Ledger(prm_computed=read.computed, prm_reused=read.reused, seconds=run.verifier_seconds)
-        return Outcome(run.job, solutions, run.root.node, run.nodes, policy, verifier)
+        return Outcome(run.job, solutions, selector, run.root.node, run.nodes, policy, verifier)
 
     # -- requests ----------------------------------------------------------------------------------------
 
@@ -234,8 +255,16 @@ class Driver:
                 self._score(run, request, done)
             case Parallel():
                 self._parallel(run, request, done)
+            case Classes():
+                if self.classify is None:
+                    raise WcseError("strategy yielded Classes(...) and this driver compares no answers")
+                done(self.classify(request.nodes))
+            case Draw():
+                done(uniforms(run.job.seed, run.job.name, request.label, request.n))
             case _:
-                raise WcseError(f"strategy yielded {request!r}; yield Expand, Score or Parallel")
+                raise WcseError(
+                    f"strategy yielded {request!r}; yield Expand, Score, Classes, Draw or Parallel"
+                )
 
     def _parallel(self, run: _Running, request: Parallel, done: Callable[[Any], None]) -> None:
         results: list[Any] = [None] * len(request.requests)
