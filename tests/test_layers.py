@@ -28,8 +28,8 @@ LAYERS = (
     ),
     ("problems", "recipe", "models"),
     ("engine", "data", "report"),
-    ("reward",),
-    ("solve",),
+    ("reward", "replay"),
+    ("solve", "replay_rows", "evaluate"),
     ("cli",),
 )
 FREE = {"zoo", "_core"}  # models and their training scripts use every layer; only path() is used from below

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from wcse.answers import Judge, MathPool, Verdict, answer_classes, extract_answer, is_correct
-from wcse.data.record import NodeRecord, Selection, SolutionRecord, SolveRecord
+from wcse.answers import MathPool
+from wcse.data.grading import Graded, classify
+from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import Engine
 from wcse.engine.llm import pages_in
@@ -26,7 +27,6 @@ from wcse.reward.load import load_prm, load_shared_head
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
 from wcse.types import Node, Problem, Search
-from wcse.votes import SELECTORS, ballots, get_selector
 
 ROWS = 256
 """Rows that decode at once, unless the recipe says otherwise."""
@@ -84,15 +84,17 @@ def solve(
                 scorer if part.scored else None,
                 params=_params(recipe),
                 rule=StepRule(recipe.delimiter, recipe.max_step_tokens),
-                classify=lambda nodes: answer_classes(_answers(nodes), judge),
+                classify=lambda nodes: classify(nodes, judge),
                 on_step=meter.tell,
             )
             for outcome in driver.run(_jobs(todo, policy, recipe, part.strategy, config)):
                 problem = by_id[outcome.job.name]
-                graded = _Graded.of(outcome, problem, config if part.scored else None, judge)
+                graded = Graded.of(
+                    problem, outcome.solutions, config.aggregation if part.scored else None, judge
+                )
                 for name in part.members:
                     if (problem.id, name) not in done:
-                        on_record(_record(graded, name))
+                        on_record(_record(outcome, graded, name))
                         meter.done += 1
         meter.tell()
 
@@ -164,85 +166,18 @@ def _jobs(
         yield Job(problem.id, ids, problem.prompt, search, recipe.seed)
 
 
-@dataclass(frozen=True, slots=True)
-class _Graded:
-    """An outcome with its answers compared: everything that the strategies of a pass share."""
-
-    outcome: Outcome
-    problem: Problem
-    solutions: tuple[SolutionRecord, ...]
-    selections: dict[str, Selection]
-
-    @classmethod
-    def of(cls, outcome: Outcome, problem: Problem, config: SearchConfig | None, judge: Judge) -> _Graded:
-        """``config`` is None where no verifier scored the steps."""
-        nodes = outcome.solutions
-        answers = _answers(nodes)
-        classes = answer_classes(answers, judge)
-        votes = ballots(nodes, classes, config.aggregation if config else None)
-        right = {answer: _correct(answer, problem, judge) for answer in set(answers)}
-        solutions = tuple(
-            SolutionRecord(node.path, answer, number, vote.score, right[answer])
-            for node, answer, number, vote in zip(nodes, answers, classes, votes, strict=True)
-        )
-        names = list(SELECTORS) if config else ["majority"]
-        picks = {name: get_selector(name)(votes) for name in names}
-        selections = {name: _selection(pick, solutions, problem) for name, pick in picks.items()}
-        return cls(outcome, problem, solutions, selections)
-
-
-def _answers(nodes: Sequence[Node]) -> list[str | None]:
-    """The extracted answers; None for unfinished text."""
-    return [extract_answer(node.completion) if node.complete else None for node in nodes]
-
-
-def _correct(answer: str | None, problem: Problem, judge: Judge) -> bool | None:
-    """Right or wrong; no answer is wrong; None where it cannot be told."""
-    if problem.answer is None:
-        return None
-    verdict = is_correct(answer, problem.answer, judge)
-    return None if verdict is Verdict.UNDECIDED else verdict is Verdict.EQUAL
-
-
-def _selection(pick: int | None, solutions: Sequence[SolutionRecord], problem: Problem) -> Selection:
-    if pick is None:
-        return Selection(None, None, None if problem.answer is None else False)
-    return Selection(pick, solutions[pick].answer, solutions[pick].correct)
-
-
-def _record(graded: _Graded, name: str) -> SolveRecord:
-    _, strategy = get_strategy(name)
-    outcome = graded.outcome
-    selector = outcome.selector or strategy.selector
-    chosen = graded.selections[selector]
-    unscored = not strategy.needs_prm
-    ledger = outcome.policy if unscored else outcome.policy + outcome.verifier
-    selections = {"majority": graded.selections["majority"]} if unscored else graded.selections
-    return SolveRecord(
-        problem=graded.problem,
-        strategy=name,
-        answer=chosen.answer,
-        correct=chosen.correct,
-        verdict=_verdict(graded, chosen),
-        selectors=selections,
-        solutions=tuple(replace(s, agg=None) for s in graded.solutions) if unscored else graded.solutions,
-        nodes=_nodes(outcome, scored=not unscored),
-        ledger=ledger,
-        seconds=ledger.seconds,
-        selector=selector,
+def _record(outcome: Outcome, graded: Graded, name: str) -> SolveRecord:
+    needs_prm = get_strategy(name)[1].needs_prm
+    return graded.record(
+        name,
+        selector=outcome.selector,
+        nodes=_nodes(outcome),
+        ledger=outcome.policy + outcome.verifier if needs_prm else outcome.policy,
         prompt_tokens=len(outcome.root.token_ids),
     )
 
 
-def _verdict(graded: _Graded, chosen: Selection) -> str:
-    if chosen.answer is None:
-        return "no_answer"
-    if graded.problem.answer is None:
-        return "no_gold"
-    return {True: "correct", False: "wrong", None: "undecided"}[chosen.correct]
-
-
-def _nodes(outcome: Outcome, *, scored: bool) -> tuple[NodeRecord, ...]:
+def _nodes(outcome: Outcome) -> tuple[NodeRecord, ...]:
     """Every node ever written, parents before children, in path order."""
     return tuple(
         NodeRecord(
@@ -252,7 +187,7 @@ def _nodes(outcome: Outcome, *, scored: bool) -> tuple[NodeRecord, ...]:
             trace.text,
             str(trace.finish),
             trace.logprob,
-            trace.score if scored else None,
+            trace.score,
         )
         for path, trace in sorted(outcome.nodes.items())
     )

@@ -101,6 +101,7 @@ class SolveRecord:
         nodes: the whole tree, parents before children.
         ledger: what it cost. ``seconds``: wall time from its first request to its last.
         prompt_tokens: tokens of the root.
+        agg_strategy: the aggregation behind ``solutions``' scores; None without a verifier.
     """
 
     problem: Problem
@@ -115,6 +116,7 @@ class SolveRecord:
     seconds: float
     selector: str = ""
     prompt_tokens: int = 0
+    agg_strategy: str | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -177,6 +179,7 @@ class SolveRecord:
             "ledger": self.ledger.to_json(),
             "seconds": self.seconds,
             "prompt_tokens": self.prompt_tokens,
+            "agg_strategy": self.agg_strategy,
         }
 
     @classmethod
@@ -194,6 +197,7 @@ class SolveRecord:
             ledger=Ledger.from_json(data["ledger"]),
             seconds=data["seconds"],
             prompt_tokens=data["prompt_tokens"],
+            agg_strategy=data.get("agg_strategy"),
         )
 
 

@@ -23,7 +23,7 @@ _HEAD = (
 def summary_table(summary: Mapping[str, Any]) -> str:
     """One row a strategy; token counts are totals of what was computed, "reused" is what the tree saved."""
     rows = [_row(name, numbers) for name, numbers in summary["strategies"].items()]
-    return _align([_HEAD, *_one_sample(summary), *rows])
+    return align([_HEAD, *_one_sample(summary), *rows])
 
 
 def _one_sample(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -50,7 +50,8 @@ def _row(name: str, numbers: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """The rows as columns, the first of them left-aligned, with a rule below the first row."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
