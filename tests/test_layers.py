@@ -20,6 +20,8 @@ LAYERS = (
         "ledger",
         "votes",
         "metrics",
+        "flops",
+        "budget",
         "prompts",
         "progress",
         "answers",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from wcse.budget import Budget
 from wcse.names import suggest
 from wcse.search import STRATEGIES, SearchConfig, get_strategy, parse_strategy
 from wcse.types import WcseError
@@ -50,6 +51,9 @@ class Recipe(BaseModel):
         ("majority",), "search strategies, each with options of its own: name(option=value,...)", min_length=1
     )
     n: int = _changes_results(4, "budget: solutions per problem", ge=1)
+    budget: str | None = _changes_results(
+        None, "hard limit per problem: tokens, flops, seconds or money, as in tokens=20000"
+    )
     beam_width: int = _changes_results(4, "children of a kept step (beam search, DVTS)", ge=1)
     num_iterations: int = _changes_results(40, "most steps of a solution (beam search, DVTS)", ge=1)
     temperature: float = _changes_results(0.8, "sampling temperature; 0 is greedy", ge=0, le=2)
@@ -80,6 +84,13 @@ class Recipe(BaseModel):
             raise ValueError("a strategy is given twice")
         return names
 
+    @field_validator("budget")
+    @classmethod
+    def _possible_budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            Budget.parse(value)
+        return value
+
     @model_validator(mode="after")
     def _strategies_can_run(self) -> Recipe:
         for name in self.strategies:
@@ -92,8 +103,9 @@ class Recipe(BaseModel):
     @property
     def search_config(self) -> SearchConfig:
         """What the strategies may know."""
+        limit = Budget.parse(self.budget).solutions if self.budget else None
         return SearchConfig(
-            n=self.n,
+            n=self.n if limit is None else min(self.n, limit),
             beam_width=self.beam_width,
             num_iterations=self.num_iterations,
             agg_strategy=self.agg_strategy,

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from wcse.answers import MathPool
+from wcse.budget import Account, Budget
 from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import Engine
 from wcse.engine.llm import pages_in
 from wcse.engine.params import SamplingParams, StepRule
+from wcse.flops import ModelCost
 from wcse.models.load import LoadedModel, load_model
 from wcse.progress import Progress
 from wcse.prompts import render_problem
@@ -79,6 +81,7 @@ def solve(
             config = part.config.with_default(default_agg)
             todo = [p for p in problems if any((p.id, name) not in done for name in part.members)]
             by_id = {p.id: p for p in todo}
+            charges = _charges(recipe, policy, scorer if part.scored else None)
             driver = Driver(
                 engine,
                 scorer if part.scored else None,
@@ -87,7 +90,7 @@ def solve(
                 classify=lambda nodes: classify(nodes, judge),
                 on_step=meter.tell,
             )
-            for outcome in driver.run(_jobs(todo, policy, recipe, part.strategy, config)):
+            for outcome in driver.run(_jobs(todo, policy, recipe, part.strategy, config, charges)):
                 problem = by_id[outcome.job.name]
                 graded = Graded.of(
                     problem, outcome.solutions, config.aggregation if part.scored else None, judge
@@ -113,16 +116,18 @@ def solve_all(recipe: Recipe, problems: Sequence[Problem]) -> list[SolveRecord]:
 
 def plan(recipe: Recipe) -> list[_Pass]:
     """The passes that serve the recipe's strategies."""
-    sampled: dict[SearchConfig, list[str]] = {}
+    sampled: dict[tuple[SearchConfig, bool], list[str]] = {}
     passes: list[_Pass] = []
     for name in recipe.strategies:
         spec = parse_strategy(name)
         strategy, config = STRATEGIES[spec.name], spec.config(recipe.search_config)
         if strategy.run in (best_of_n, majority):
-            sampled.setdefault(config, []).append(name)
+            # Under a budget a sample set that nobody scores affords more samples: it is one of its own.
+            alone = recipe.budget is not None and not strategy.needs_prm
+            sampled.setdefault((config, alone), []).append(name)
         else:
             passes.append(_Pass((name,), strategy, config, strategy.needs_prm))
-    return [_samples(names, config) for config, names in sampled.items()] + passes
+    return [_samples(names, config) for (config, _), names in sampled.items()] + passes
 
 
 def _samples(names: Sequence[str], config: SearchConfig) -> _Pass:
@@ -149,12 +154,20 @@ def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
     return load_prm(recipe.prm, kv_memory=kv, family=recipe.prm_family)
 
 
+def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:
+    """Makes the account of one problem."""
+    budget = Budget.parse(recipe.budget) if recipe.budget else None
+    cost = ModelCost.of(policy.spec)
+    return lambda: Account(budget, cost, scorer.cost if scorer else None, scored=scorer is not None)
+
+
 def _jobs(
     problems: Sequence[Problem],
     policy: LoadedModel,
     recipe: Recipe,
     strategy: Strategy,
     config: SearchConfig,
+    charges: Callable[[], Account],
 ) -> Iterator[Job]:
     strategy.check(config)
 
@@ -163,7 +176,7 @@ def _jobs(
 
     for problem in problems:
         ids = render_problem(policy.tokenizer, problem.prompt, recipe.system_prompt)
-        yield Job(problem.id, ids, problem.prompt, search, recipe.seed)
+        yield Job(problem.id, ids, problem.prompt, search, recipe.seed, charges())
 
 
 def _record(outcome: Outcome, graded: Graded, name: str) -> SolveRecord:

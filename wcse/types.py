@@ -170,5 +170,8 @@ class Chosen:
 Search = Generator[Request, Any, "list[Node] | Chosen"]
 """A running strategy: yields requests, is resumed with their results, returns the solutions' last nodes."""
 
+PROBE = 1 << 21
+"""Child index of the root's first sample that measures a problem's difficulty."""
+
 LOOKAHEAD = 1 << 20
 """Child index of a lookahead rollout's first step: such a branch is looked at, never part of a solution."""

@@ -168,6 +168,13 @@ _SOLVE = (
         },
     ),
     ("n", {"type": int, "metavar": "N", "help": "budget: solutions per problem (default 4)"}),
+    (
+        "budget",
+        {
+            "metavar": "B",
+            "help": "hard limit per problem: tokens=20000, flops=2e12, seconds=3 or money=.01,price_out=.4",
+        },
+    ),
     ("beam-width", {"type": int, "metavar": "M", "help": "children of a kept step (default 4)"}),
     ("num-iterations", {"type": int, "metavar": "K", "help": "most steps of a solution (default 40)"}),
     ("temperature", {"type": float, "metavar": "T", "help": "sampling temperature (default 0.8)"}),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from wcse.data.costs import TreeCosts, tree_costs
 from wcse.data.curves import SampleSet, accuracy_curves
 from wcse.data.journal import Header
 from wcse.data.record import SolveRecord
@@ -29,6 +30,7 @@ class _Tally:
     selected: dict[str, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     prompt_tokens: int = 0
+    costs: TreeCosts = field(default_factory=TreeCosts)
     seconds: float = 0.0
     samples: list[SampleSet] = field(default_factory=list)
     independent: bool = True
@@ -37,6 +39,7 @@ class _Tally:
         self.problems += 1
         self.solutions += len(record.solutions)
         self.ledger += record.ledger
+        self.costs += tree_costs(record)
         self.prompt_tokens += record.prompt_tokens
         self.seconds += record.seconds
         self.no_answer += record.answer is None
@@ -76,6 +79,16 @@ class _Tally:
             "prompt_tokens": self.prompt_tokens,
             "kv_pages_peak": self.ledger.kv_pages,
             "kv_pages_unshared_peak": self.ledger.kv_pages_unshared,
+            "tokens_unique": self.costs.unique,
+            "tokens_apart": self.costs.apart,
+            "sharing_factor": self.costs.sharing,
+            "tokens_pruned": self.costs.pruned,
+            "tokens_lookahead": self.costs.lookahead,
+            "tokens_difficulty": self.costs.difficulty,
+            "prm_tokens_reread": self.costs.reread,
+            "rescoring_factor": self.costs.rescoring,
+            "policy_flops": self.ledger.policy_flops,
+            "prm_flops": self.ledger.prm_flops,
             "seconds": self.seconds,
         }
 

@@ -91,6 +91,8 @@ _HEADINGS = (
     ("reused", ""),
     ("PRM tokens", "computed / problem"),
     ("reused", ""),
+    ("sharing", "tokens apart : in the tree"),
+    ("GFLOPs", "/ problem"),
     ("KV pages", "peak, vs unshared"),
     ("seconds", "/ problem"),
 )
@@ -112,6 +114,8 @@ def _row(index: int, name: str, numbers: Numbers) -> str:
         _reuse(numbers["policy_tokens_computed"], numbers["policy_tokens_reused"]),
         _per(numbers["prm_tokens_computed"], count),
         _reuse(numbers["prm_tokens_computed"], numbers["prm_tokens_reused"]),
+        f"{numbers['sharing_factor']:.1f}×",
+        f"{(numbers['policy_flops'] + numbers['prm_flops']) / 1e9 / count:,.2f}" if count else "–",
         _pages(numbers["kv_pages_peak"], numbers["kv_pages_unshared_peak"]),
         f"{numbers['seconds'] / count:.2f}" if count else "–",
     ]

@@ -16,6 +16,7 @@ _HEAD = (
     "reused",
     "PRM tokens",
     "reused",
+    "sharing",
     "seconds",
 )
 
@@ -46,6 +47,7 @@ def _row(name: str, numbers: Mapping[str, Any]) -> tuple[str, ...]:
         short(numbers["policy_tokens_reused"]),
         short(numbers["prm_tokens_computed"]),
         short(numbers["prm_tokens_reused"]),
+        f"{numbers['sharing_factor']:.1f}x",
         f"{numbers['seconds']:.1f}",
     )
 
