@@ -252,7 +252,7 @@ def test_help_agrees_with_the_recipe(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         cli.main(["solve", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    options = {name.replace("-", "_"): settings for name, settings in solve_command._SOLVE}
+    options = {name.replace("-", "_"): settings for name, settings in solve_command.SOLVE_OPTIONS}
     fields = {settings.get("dest", name) for name, settings in options.items()} - {"quiet"}
     assert fields == set(Recipe.model_fields)
     for name, default in re.findall(r"--([a-z-]+) [A-Z]+ (?:(?! --).)*?\(default ([\d.]+)\)", text):

@@ -31,6 +31,7 @@ LAYERS = (
     ("problems", "recipe", "models"),
     ("engine", "data", "report"),
     ("reward", "replay"),
+    ("optimal",),
     ("solve", "replay_rows", "evaluate"),
     ("cli",),
 )

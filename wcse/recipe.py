@@ -54,6 +54,7 @@ class Recipe(BaseModel):
     budget: str | None = _changes_results(
         None, "hard limit per problem: tokens, flops, seconds or money, as in tokens=20000"
     )
+    strategy_policy: str | None = _changes_results(None, "policy file of wcse optimal, for the strategy auto")
     beam_width: int = _changes_results(4, "children of a kept step (beam search, DVTS)", ge=1)
     num_iterations: int = _changes_results(40, "most steps of a solution (beam search, DVTS)", ge=1)
     temperature: float = _changes_results(0.8, "sampling temperature; 0 is greedy", ge=0, le=2)
@@ -93,6 +94,13 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _strategies_can_run(self) -> Recipe:
+        names = [parse_strategy(name).name for name in self.strategies]
+        if ("auto" in names) != (self.strategy_policy is not None):
+            raise ValueError(
+                "strategy auto needs strategy_policy, a file that wcse optimal makes"
+                if "auto" in names
+                else "strategy_policy is for the strategy auto only; add auto to the strategies"
+            )
         for name in self.strategies:
             spec = parse_strategy(name)
             if STRATEGIES[spec.name].needs_prm and self.prm is None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from wcse.answers import MathPool
 from wcse.budget import Account, Budget
+from wcse.data.fingerprint import fingerprint_path
 from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
@@ -21,7 +22,8 @@ from wcse.engine.engine import Engine
 from wcse.engine.llm import pages_in
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
-from wcse.models.load import LoadedModel, load_model
+from wcse.models.load import LoadedModel, find_model, load_model
+from wcse.optimal.policy_file import load_choices
 from wcse.progress import Progress
 from wcse.prompts import render_problem
 from wcse.recipe import SHARED, Recipe
@@ -79,6 +81,8 @@ def solve(
     with MathPool() as judge:
         for part in passes:
             config = part.config.with_default(default_agg)
+            if recipe.strategy_policy and part.strategy is STRATEGIES["auto"]:
+                config = _with_choices(recipe, config)
             todo = [p for p in problems if any((p.id, name) not in done for name in part.members)]
             by_id = {p.id: p for p in todo}
             charges = _charges(recipe, policy, scorer if part.scored else None)
@@ -152,6 +156,30 @@ def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
     if recipe.prm == SHARED:
         return load_shared_head(engine)
     return load_prm(recipe.prm, kv_memory=kv, family=recipe.prm_family)
+
+
+def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:
+    """The config with the table of the policy file, which must be one for the recipe's models."""
+    assert recipe.strategy_policy is not None
+    models = {"policy": recipe.policy, "prm": recipe.prm}
+    choices = load_choices(
+        recipe.strategy_policy, config.n, config, names=models, inputs=fingerprint_models(recipe)
+    )
+    return replace(config, choices=choices)
+
+
+def fingerprint_models(recipe: Recipe) -> dict[str, str]:
+    """Fingerprints of the recipe's models on this machine, keys "policy" and "prm".
+
+    Raises:
+        WcseError: one of them cannot be found.
+    """
+    names = {"policy": recipe.policy, "prm": recipe.prm}
+    return {
+        field: fingerprint_path(find_model(name))
+        for field, name in names.items()
+        if name is not None and name != SHARED  # a shared head lies in the policy's folder
+    }
 
 
 def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:

@@ -150,19 +150,21 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _counts(text: str) -> tuple[int, ...]:
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers of at least 1, with commas between them."""
     try:
-        counts = tuple(int(part) for part in _words(text))
+        numbers = tuple(int(part) for part in _words(text))
     except ValueError:
-        counts = ()
-    if not counts or min(counts) < 1:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
         raise argparse.ArgumentTypeError(
             f"{text!r}: give whole numbers of at least 1 with commas between them"
         )
-    return counts
+    return numbers
 
 
-def _specs(text: str) -> tuple[str, ...]:
+def specs(text: str) -> tuple[str, ...]:
+    """Strategies with commas between them."""
     from wcse.search import split_specs
 
     return split_specs(text)
@@ -179,7 +181,7 @@ COMMANDS = (
             (
                 "k",
                 {
-                    "type": _counts,
+                    "type": counts,
                     "metavar": "K[,K2]",
                     "help": "samples for pass@k and the like (default 1,2,4..)",
                 },
@@ -200,7 +202,7 @@ COMMANDS = (
             (
                 "n",
                 {
-                    "type": _counts,
+                    "type": counts,
                     "metavar": "N[,N2]",
                     "help": "budgets (default: all that the run can show)",
                 },
@@ -217,7 +219,7 @@ COMMANDS = (
                 "strategy",
                 {
                     "dest": "strategies",
-                    "type": _specs,
+                    "type": specs,
                     "metavar": "S[,S2]",
                     "help": "run these on the recorded trees instead, say best_of_n(n=4),adaptive_vote",
                 },

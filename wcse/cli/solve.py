@@ -78,17 +78,25 @@ def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -
 
 
 def _models(recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of the models on this machine; a missing one is an error before anything is written."""
-    from wcse.data.fingerprint import fingerprint_path
-    from wcse.models.load import find_model
-    from wcse.recipe import SHARED
+    """Fingerprints of the models and of the policy file; a missing one is an error before anything is written."""
+    from wcse.solve import fingerprint_models
 
-    names = {"policy": recipe.policy, "prm": recipe.prm}
-    return {
-        field: fingerprint_path(find_model(name))
-        for field, name in names.items()
-        if name is not None and name != SHARED  # a shared head lies in the policy's folder
-    }
+    prints = fingerprint_models(recipe)
+    if recipe.strategy_policy:
+        prints["strategy_policy"] = _fingerprint_file(recipe.strategy_policy)
+    return prints
+
+
+def _fingerprint_file(path: str) -> str:
+    from pathlib import Path
+
+    from wcse.data.fingerprint import fingerprint_path
+    from wcse.types import WcseError
+
+    try:
+        return fingerprint_path(Path(path))
+    except OSError as error:
+        raise WcseError(f"strategy_policy={path!r}: {error.strerror}; make one with wcse optimal") from error
 
 
 def _versions() -> dict[str, str]:
@@ -152,7 +160,7 @@ RUNTIME = (
     ("threads", {"type": int, "metavar": "T", "help": "CPU threads"}),
     ("quiet", {"action": "store_true", "help": "no progress line"}),
 )
-_SOLVE = (
+SOLVE_OPTIONS = (
     ("policy", {"metavar": "P", "help": "model: folder, .gguf file, tiny-wc, or hub id"}),
     ("prm", {"metavar": "R", "help": "verifier: a model, or 'shared' for the policy's own head"}),
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
@@ -175,6 +183,7 @@ _SOLVE = (
             "help": "hard limit per problem: tokens=20000, flops=2e12, seconds=3 or money=.01,price_out=.4",
         },
     ),
+    ("strategy-policy", {"metavar": "FILE", "help": "policy file of wcse optimal, for the strategy auto"}),
     ("beam-width", {"type": int, "metavar": "M", "help": "children of a kept step (default 4)"}),
     ("num-iterations", {"type": int, "metavar": "K", "help": "most steps of a solution (default 40)"}),
     ("temperature", {"type": float, "metavar": "T", "help": "sampling temperature (default 0.8)"}),
@@ -215,6 +224,7 @@ S is one of greedy, majority, best_of_n, weighted_best_of_n, and
   speculative_rejection            (rejection_rate, checkpoint_tokens)
   adaptive_vote                    (chunk, stop_rule=beta|certain, confidence)
   mcts                             (beam_width, exploration)
+  auto                             the strategy that the problem needs, by --strategy-policy
 Every one also takes n, num_iterations and agg_strategy in parentheses; the same options outside of them hold
 for all.
 
@@ -234,7 +244,7 @@ COMMANDS = (
         "solve",
         "solve problems with a policy, a verifier and search strategies",
         solve,
-        _SOLVE,
+        SOLVE_OPTIONS,
         needs=("policy", "problems", "strategy"),
         epilog=_STRATEGY_HELP + _SPEC_HELP,
     ),

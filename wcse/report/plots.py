@@ -18,12 +18,14 @@ _ASIDE = 13
 
 @dataclass(frozen=True)
 class Line:
-    """A curve. ``style`` is the CSS class that gives its colour."""
+    """A curve. ``style`` is the CSS class that gives its colour; ``lows`` and ``highs`` bound its band, if any."""
 
     name: str
     style: str
     xs: Sequence[float]
     ys: Sequence[float]
+    lows: Sequence[float] = ()
+    highs: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,29 @@ class Point:
     high: float
 
 
+@dataclass(frozen=True)
+class Figure:
+    """What a plot shows: logarithmic x, shares on y. ``ticks`` None places them by itself."""
+
+    x_title: str
+    lines: Sequence[Line]
+    points: Sequence[Point]
+    ticks: Sequence[float] | None = None
+    y_title: str = "accuracy"
+
+
+def draw(figure: Figure) -> str:
+    """The figure as an SVG element."""
+    return plot(
+        figure.lines,
+        figure.points,
+        x_title=figure.x_title,
+        y_title=figure.y_title,
+        x_format=short,
+        ticks=figure.ticks,
+    )
+
+
 def plot(
     lines: Sequence[Line],
     points: Sequence[Point],
@@ -50,9 +75,11 @@ def plot(
     """An SVG element: logarithmic x, shares 0..1 as percentages on y, names at the right of what they
     name."""
     xs = [x for line in lines for x in line.xs] + [point.x for point in points]
-    ys = [y for line in lines for y in line.ys] + [y for point in points for y in (point.low, point.high)]
+    ys = [y for line in lines for y in (*line.ys, *line.lows, *line.highs)]
+    ys += [y for point in points for y in (point.low, point.high)]
     frame = _Frame.around(xs, ys)
     parts = [_axes(frame, x_title, y_title, x_format, ticks if ticks is not None else frame.log_ticks())]
+    parts += [_band(frame, line) for line in lines if line.lows]
     parts += [_line(frame, line, x_format) for line in lines]
     at = _abreast(frame, points, [frame.x(line.xs[-1]) for line in lines])
     parts += [_point(frame, point, x, x_format) for point, x in zip(points, at, strict=True)]
@@ -123,6 +150,12 @@ def _axes(
         f"{escape(y_title)}</text>"
     )
     return "".join(parts)
+
+
+def _band(frame: _Frame, line: Line) -> str:
+    upper = [f"{frame.x(x)},{frame.y(y)}" for x, y in zip(line.xs, line.highs, strict=True)]
+    lower = [f"{frame.x(x)},{frame.y(y)}" for x, y in zip(line.xs, line.lows, strict=True)]
+    return f'<polygon class="band {line.style}" points="{" ".join([*upper, *reversed(lower)])}"/>'
 
 
 def _line(frame: _Frame, line: Line, x_format: Callable[[float], str]) -> str:
@@ -199,3 +232,20 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     places = [place + shift for place in places]
     over = max(0.0, places[-1] - high) if places else 0.0
     return [round(max(low + i * gap, place - over), 1) for i, place in enumerate(places)]
+
+
+_HUES = 6  # classes hue-0 .. hue-5 of the style sheet
+
+
+def hue(index: int) -> str:
+    """The class of the colour of the strategy at this place in the recipe."""
+    return f"hue-{index % _HUES}"
+
+
+def short(value: float) -> str:
+    """1234 -> ``1.2k``; small numbers as they are."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            text = f"{value / size:.1f}" if value < 100 * size else f"{value / size:.0f}"
+            return text.removesuffix(".0") + unit
+    return f"{value:.0f}"

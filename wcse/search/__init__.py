@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 from wcse.search import compat
 from wcse.search.adaptive_vote import adaptive_vote
+from wcse.search.auto import auto
 from wcse.search.beam_search import beam_search, lookahead_search
 from wcse.search.best_of_n import best_of_n, majority
 from wcse.search.config import SearchConfig
@@ -41,6 +42,10 @@ def _or_compat(
     ours: Callable[[Node, SearchConfig], Search], theirs: Callable[[Node, SearchConfig], Search]
 ) -> Callable[[Node, SearchConfig], Search]:
     return lambda root, config: (theirs if config.compat else ours)(root, config)
+
+
+def _auto(root: Node, config: SearchConfig) -> Search:
+    return auto(root, config.choices)
 
 
 _THEIRS = ("compat", "filter_duplicates", "sort_completed")
@@ -87,6 +92,7 @@ STRATEGIES: dict[str, Strategy] = {
         run=adaptive_vote, selector="majority", needs_prm=False, options=("chunk", "stop_rule", "confidence")
     ),
     "mcts": Strategy(run=mcts, selector="weighted", needs_prm=True, options=("beam_width", "exploration")),
+    "auto": Strategy(run=_auto, selector="weighted", needs_prm=True),
 }
 
 ALIASES: dict[str, str] = {

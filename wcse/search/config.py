@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
+from wcse.search.auto import Choices
 from wcse.types import WcseError
 from wcse.votes import AGGREGATIONS
 
@@ -52,6 +53,7 @@ class SearchConfig:
         confidence: see ``stop_rule``.
         exploration: MCTS: weight of the exploration term.
         compat: ``search-and-learn`` follows that project's rules (beam search, DVTS).
+        choices: ``auto``: what to do with which problems; from a policy file of ``wcse optimal``.
         filter_duplicates, sort_completed: of that project's beam search; read under ``compat`` only.
     """
 
@@ -73,6 +75,7 @@ class SearchConfig:
     compat: str | None = None
     filter_duplicates: bool = False
     sort_completed: bool = False
+    choices: Choices | None = None
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
