@@ -28,7 +28,7 @@ LAYERS = (
         "search",
         "kernels",
     ),
-    ("problems", "recipe", "models"),
+    ("problems", "recipe", "models", "compat"),
     ("engine", "data", "report"),
     ("reward", "replay"),
     ("optimal",),

@@ -31,7 +31,7 @@ def solve(options: Options) -> int:
     from wcse.problems import load_problems
     from wcse.recipe import Recipe
 
-    options = dict(options)
+    options = _with_sal_recipe(dict(options))
     quiet = options.pop("quiet", False)
     recipe = Recipe.parse(options)
     problems = load_problems(recipe.problems, limit=recipe.limit)
@@ -52,6 +52,24 @@ def solve(options: Options) -> int:
                 return INTERRUPTED
     _show(_outputs(directory))
     return 0
+
+
+def _with_sal_recipe(options: Options) -> Options:
+    """The options on top of those of a search-and-learn recipe, where one is given."""
+    from wcse.types import WcseError
+
+    path, exact = options.pop("sal_recipe", None), options.pop("sal_compat", False)
+    if path is not None:
+        from wcse.compat import read_recipe
+
+        options = read_recipe(path, exact=exact) | options
+    elif exact:
+        raise WcseError("--sal-compat goes with --sal-recipe; or write beam_search(compat=search-and-learn)")
+    missing = [name for name in ("policy", "problems", "strategies") if name not in options]
+    if missing:
+        names = ", ".join(f"--{'strategy' if name == 'strategies' else name}" for name in missing)
+        raise WcseError(f"{names} missing; see wcse solve --help")
+    return options
 
 
 def _solve(recipe: Recipe, problems: Sequence[Problem], journal: Journal, *, quiet: bool) -> None:
@@ -207,6 +225,13 @@ SOLVE_OPTIONS = (
     ("system-prompt", {"metavar": "TEXT", "help": "system turn before each problem"}),
     *RUNTIME,
 )
+_SAL = (
+    (
+        "sal-recipe",
+        {"metavar": "FILE", "help": "options from a search-and-learn YAML recipe; others come after it"},
+    ),
+    ("sal-compat", {"action": "store_true", "help": "follow that project's rules of search, too"}),
+)
 _DEMO = (
     ("problems", {"metavar": "SPEC", "help": f"see below (default {DEMO['problems']})"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),
@@ -244,8 +269,7 @@ COMMANDS = (
         "solve",
         "solve problems with a policy, a verifier and search strategies",
         solve,
-        SOLVE_OPTIONS,
-        needs=("policy", "problems", "strategy"),
+        (*SOLVE_OPTIONS, *_SAL),
         epilog=_STRATEGY_HELP + _SPEC_HELP,
     ),
     Command(

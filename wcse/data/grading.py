@@ -13,7 +13,7 @@ from wcse.data.record import NodeRecord, Selection, SolutionRecord, SolveRecord
 from wcse.ledger import Ledger
 from wcse.search import get_strategy
 from wcse.types import Node, Problem
-from wcse.votes import SELECTORS, ballots, get_selector
+from wcse.votes import SELECTORS, Ballot, ballots, get_selector
 
 
 def classify(nodes: Sequence[Node], judge: Judge | None) -> list[int | None]:
@@ -61,14 +61,15 @@ class Graded:
         _, strategy = get_strategy(name)
         unscored = not strategy.needs_prm
         selector = selector or strategy.selector
-        chosen = self.selections[selector]
+        selections = {"majority": self._unscored_majority()} if unscored else self.selections
+        chosen = selections[selector]
         return SolveRecord(
             problem=self.problem,
             strategy=name,
             answer=chosen.answer,
             correct=chosen.correct,
             verdict=verdict(self.problem, chosen),
-            selectors={"majority": self.selections["majority"]} if unscored else self.selections,
+            selectors=selections,
             solutions=tuple(replace(s, agg=None) for s in self.solutions) if unscored else self.solutions,
             nodes=tuple(replace(n, score=None) for n in nodes) if unscored else nodes,
             ledger=ledger,
@@ -77,6 +78,11 @@ class Graded:
             prompt_tokens=prompt_tokens,
             agg_strategy=None if unscored else self.agg_strategy,
         )
+
+    def _unscored_majority(self) -> Selection:
+        """The majority as it is without a verifier: ties go to the smallest path, not to the better score."""
+        votes = [Ballot(s.path, s.answer is not None, s.answer_class, None) for s in self.solutions]
+        return _selection(get_selector("majority")(votes), self.solutions, self.problem)
 
 
 def verdict(problem: Problem, chosen: Selection) -> str:

@@ -170,7 +170,7 @@ def _by_difficulty(summary: Numbers) -> str:
     if not bins:
         return ""
     heads = "".join(
-        f"<th>{name}<br><small>pass@1 {part['pass@1']:.0%}, {part['problems']} problems</small></th>"
+        f'<th class="bin">{name}<br><small>pass@1 {part["pass@1"]:.0%}, {part["problems"]} problems</small></th>'
         for name, part in zip(
             ("easiest fifth", "second", "third", "fourth", "hardest fifth"), bins, strict=True
         )

@@ -83,9 +83,11 @@ def plot(
     parts += [_line(frame, line, x_format) for line in lines]
     at = _abreast(frame, points, [frame.x(line.xs[-1]) for line in lines])
     parts += [_point(frame, point, x, x_format) for point, x in zip(points, at, strict=True)]
-    parts.append(_labels(frame, lines, points, at))
+    left = max([WIDTH - _RIGHT + 40.0, *(x + 24 for x in at)])  # points that were moved aside push the names
+    parts.append(_labels(frame, lines, points, at, left))
     label = escape(f"{y_title} against {x_title}", quote=True)
-    opening = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+    width = round(left + _RIGHT - 40)
+    opening = f'<svg class="plot" viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{label}">'
     return f"{opening}{''.join(parts)}</svg>"
 
 
@@ -196,14 +198,15 @@ def _point(frame: _Frame, point: Point, x: float, x_format: Callable[[float], st
     )
 
 
-def _labels(frame: _Frame, lines: Sequence[Line], points: Sequence[Point], at: Sequence[float]) -> str:
+def _labels(
+    frame: _Frame, lines: Sequence[Line], points: Sequence[Point], at: Sequence[float], left: float
+) -> str:
     """Names beside their marks: those that end at the right in a column, the others where they are."""
     marks = [(frame.y(line.ys[-1]), frame.x(line.xs[-1]), line.name, line.style) for line in lines]
     marks += [(frame.y(point.y), x, point.name, point.style) for point, x in zip(points, at, strict=True)]
     edge = _LEFT + 0.6 * (WIDTH - _LEFT - _RIGHT)
     column = sorted(mark for mark in marks if mark[1] >= edge)
     places = spread([mark[0] for mark in column], _LABEL_GAP, _TOP + 6, HEIGHT - _BOTTOM - 4)
-    left = WIDTH - _RIGHT + 40
     parts = [
         f'<text class="label {style}" x="{x + 11}" y="{y + 4}">{escape(name)}</text>'
         for y, x, name, style in marks
