@@ -11,6 +11,7 @@ Knows nothing of models, trees or engines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,7 @@ __all__ = [
     "rms_norm",
     "rope_write_kv",
     "sample",
+    "score_steps",
     "token_logprobs",
     "tree_attention",
 ]
@@ -501,3 +503,63 @@ def token_logprobs(logits: Tensor, tokens: Tensor, *, backend: Backend = "auto")
     except ValueError as error:  # a token out of range
         raise WcseError(str(error)) from None
     return out
+
+
+def score_steps(
+    hidden: Tensor,
+    rows: Tensor,
+    layers: Sequence[tuple[PackedLinear, Tensor | None]],
+    *,
+    bounded: bool = True,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Scores of steps from the hidden states at their ends; no logits over a vocabulary.
+
+    Step j reads ``hidden[rows[j]]``, after the final norm, which the decoder fuses with its last residual sum. The
+    layers follow with ReLU between them; z is the difference (second minus first) of two outputs, or the single one.
+
+    Args:
+        hidden: [R, D] float32.
+        rows: int32 [S].
+        layers: (weight [out, in], bias [out] or None); the last has one or two outputs.
+        bounded: the score is sigmoid(z), which for two outputs is softmax(z)[1]; otherwise z itself.
+
+    Returns:
+        float32 [S]. A score's bits do not depend on the other steps.
+
+    Raises:
+        WcseError: a tensor does not fit, or a row is out of range.
+    """
+    n_rows, width = hidden.shape
+    steps = rows.shape[0]
+    for i, (weight, _) in enumerate(layers):
+        if weight.k != width:
+            raise WcseError(
+                f"layer {i} takes {weight.k} columns and gets {width}; pass the head of this model"
+            )
+        width = weight.n
+    if not layers or width not in (1, 2):
+        raise WcseError(f"the head has {width} outputs; expected 1 or 2")
+    if not _native(backend, hidden):
+        dense = [(weight.weight().to(hidden.dtype), bias) for weight, bias in layers]
+        return reference.score_steps(hidden, rows, dense, bounded=bounded)
+    _check("hidden", hidden, _F32, (n_rows, layers[0][0].k))
+    _check("rows", rows, _I32, (steps,))
+    for weight, bias in layers:
+        if bias is not None:
+            _check("bias", bias, _F32, (weight.n,))
+    scores = torch.empty(steps)
+    try:
+        _core.score_steps(
+            hidden.data_ptr(),
+            rows.data_ptr(),
+            [(weight.panels.data_ptr(), _address(bias), weight.n, weight.k) for weight, bias in layers],
+            scores.data_ptr(),
+            n_rows,
+            steps,
+            bounded,
+            torch.get_num_threads(),
+        )
+    except ValueError as error:  # a row out of range
+        raise WcseError(str(error)) from None
+    return scores

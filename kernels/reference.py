@@ -6,6 +6,7 @@ Knows nothing of pointers, threads or instruction sets, and does not check its a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -214,3 +215,16 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     """The log-softmax of ``logits`` [R, V] at ``tokens`` [R]; NaN where a row is not finite at its top."""
     chosen = logits.gather(1, tokens.long()[:, None])[:, 0] - torch.logsumexp(logits, 1)
     return torch.where(torch.isfinite(logits.amax(1)), chosen, math.nan)
+
+
+def score_steps(
+    hidden: Tensor, rows: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], *, bounded: bool
+) -> Tensor:
+    """Gather, head and link. Shapes as in ``ops.score_steps``, weights dense."""
+    x = hidden[rows.long()]
+    for i, (weight, bias) in enumerate(layers):
+        x = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        if i + 1 < len(layers):
+            x = torch.relu(x)
+    z = x[:, 1] - x[:, 0] if x.shape[1] == 2 else x[:, 0]
+    return torch.sigmoid(z) if bounded else z

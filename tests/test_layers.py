@@ -24,6 +24,7 @@ LAYERS = (
         "budget",
         "prompts",
         "progress",
+        "profile",
         "answers",
         "search",
         "kernels",

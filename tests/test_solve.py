@@ -84,6 +84,22 @@ def test_batch_and_memory_change_nothing(
     assert untimed(again) == untimed(expected)
 
 
+def test_the_embedded_verifier_tells_right_from_wrong_solutions_of_one_problem() -> None:
+    fresh = "gsm_symbolic:size=24,seed=40000000"
+    runs = solve_all(
+        recipe(prm="tiny-wc-prm", problems=fresh, strategies=("best_of_n",), n=8), load_problems(fresh)
+    )
+    pairs = [
+        (good.agg > bad.agg)
+        for record in runs
+        for good in record.solutions
+        for bad in record.solutions
+        if good.correct and bad.correct is False and good.agg is not None and bad.agg is not None
+    ]
+    assert len(pairs) > 100
+    assert sum(pairs) / len(pairs) > 0.75
+
+
 def test_a_separate_prm_reads_each_token_once(problems: list[Problem]) -> None:
     runs = solve_all(recipe(prm="tiny-wc-prm", strategies=("best_of_n", "dvts")), problems[:2])
     for record in runs:

@@ -30,7 +30,7 @@ from wcse.types import (
     Score,
     WcseError,
 )
-from wcse.votes import SELECTORS, Ballot, aggregate
+from wcse.votes import SELECTORS, Ballot, aggregate, by_rank
 
 
 def base_config(recipe: Mapping[str, Any]) -> SearchConfig:
@@ -53,6 +53,11 @@ def reselect(record: SolveRecord, agg_strategy: str) -> SolveRecord:
             "a run of a strategy with a verifier"
         )
 
+    if agg_strategy == "prod" and not _bounded(record):
+        raise WcseError(
+            f"replay: agg_strategy='prod' means nothing for the unbounded scores of {record.strategy}"
+        )
+
     def score(path: Path) -> float:
         steps = [step for step in record.steps(path) if step.score is not None or step.text.strip()]
         # An unreadable score is stored as null; it is not a number then, too.
@@ -61,6 +66,10 @@ def reselect(record: SolveRecord, agg_strategy: str) -> SolveRecord:
     solutions = tuple(replace(s, agg=score(s.path) if record.complete(s) else None) for s in record.solutions)
     changed = replace(record, solutions=solutions, agg_strategy=agg_strategy)
     votes = changed.ballots()
+    if not _bounded(record):
+        votes = by_rank(votes)
+        ranks = zip(solutions, votes, strict=True)
+        changed = replace(changed, solutions=tuple(replace(s, agg=vote.score) for s, vote in ranks))
     selectors = {name: _choice(changed, votes, name) for name in record.selectors}
     final = selectors.get(record.selector, Selection(None, record.answer, record.correct))
     return replace(
@@ -70,6 +79,11 @@ def reselect(record: SolveRecord, agg_strategy: str) -> SolveRecord:
         correct=final.correct,
         verdict=verdict(record.problem, final),
     )
+
+
+def _bounded(record: SolveRecord) -> bool:
+    """Whether the verifier's scores may be probabilities; those of others vote by rank."""
+    return all(node.score is None or 0.0 <= node.score <= 1.0 for node in record.nodes)
 
 
 def _choice(record: SolveRecord, votes: Sequence[Ballot], selector: str) -> Selection:
@@ -115,7 +129,8 @@ def rerun(
     tree = _Tree(record, spec, recipe.get("seed", 0), judge)
     result = tree.run(entry.run(tree.root, config))
     solutions = result.solutions if isinstance(result, Chosen) else result
-    graded = Graded.of(record.problem, solutions, agg_strategy if entry.needs_prm else None, judge)
+    aggregation = agg_strategy if entry.needs_prm else None
+    graded = Graded.of(record.problem, solutions, aggregation, judge, bounded=_bounded(record))
     return graded.record(
         str(spec),
         selector=result.selector if isinstance(result, Chosen) else selector,

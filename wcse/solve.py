@@ -26,11 +26,12 @@ from wcse.models.load import LoadedModel, find_model, load_model
 from wcse.optimal.policy_file import load_choices
 from wcse.progress import Progress
 from wcse.prompts import render_problem
-from wcse.recipe import SHARED, Recipe
+from wcse.recipe import OWN, SHARED, Recipe
 from wcse.reward.load import load_prm, load_shared_head
+from wcse.reward.uncertainty import PolicyScorer
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
-from wcse.types import Node, Problem, Search
+from wcse.types import Node, Problem, Search, WcseError
 
 ROWS = 256
 """Rows that decode at once, unless the recipe says otherwise."""
@@ -77,6 +78,9 @@ def solve(
     engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
     scorer = _scorer(recipe, engine, kv) if any(p.scored for p in passes) else None
     default_agg = scorer.default_agg if scorer else "last"
+    bounded = scorer.bounded if scorer else True
+    for part in passes:
+        _check_range(recipe, part, default_agg, bounded)
     meter = _Meter(engine, on_progress, total=len(problems) * len(recipe.strategies), skipped=len(done))
     with MathPool() as judge:
         for part in passes:
@@ -96,9 +100,8 @@ def solve(
             )
             for outcome in driver.run(_jobs(todo, policy, recipe, part.strategy, config, charges)):
                 problem = by_id[outcome.job.name]
-                graded = Graded.of(
-                    problem, outcome.solutions, config.aggregation if part.scored else None, judge
-                )
+                aggregation = config.aggregation if part.scored else None
+                graded = Graded.of(problem, outcome.solutions, aggregation, judge, bounded=bounded)
                 for name in part.members:
                     if (problem.id, name) not in done:
                         on_record(_record(outcome, graded, name))
@@ -141,6 +144,22 @@ def _samples(names: Sequence[str], config: SearchConfig) -> _Pass:
     return _Pass(tuple(names), (scored or entries)[0], config, bool(scored))
 
 
+def _check_range(recipe: Recipe, part: _Pass, default_agg: str, bounded: bool) -> None:
+    """Refuse a product or a ratio of scores that are no probabilities. Votes take their ranks instead."""
+    if bounded or not part.scored:
+        return
+    if part.config.with_default(default_agg).aggregation == "prod":
+        raise WcseError(
+            f"agg_strategy='prod': the scores of prm={recipe.prm!r} are unbounded, so their product means nothing; "
+            "use last, min or mean"
+        )
+    if part.strategy is STRATEGIES["particle_filter"]:
+        raise WcseError(
+            f"strategy {part.members[0]}: the scores of prm={recipe.prm!r} are unbounded and cannot be weights; "
+            "use rebase or beam_search, or a verifier that returns probabilities"
+        )
+
+
 def _params(recipe: Recipe) -> SamplingParams:
     return SamplingParams(
         temperature=recipe.temperature,
@@ -155,6 +174,8 @@ def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
     assert recipe.prm is not None
     if recipe.prm == SHARED:
         return load_shared_head(engine)
+    if recipe.prm.startswith(OWN):
+        return PolicyScorer(engine, recipe.prm.removeprefix(OWN))
     return load_prm(recipe.prm, kv_memory=kv, family=recipe.prm_family)
 
 
@@ -178,7 +199,8 @@ def fingerprint_models(recipe: Recipe) -> dict[str, str]:
     return {
         field: fingerprint_path(find_model(name))
         for field, name in names.items()
-        if name is not None and name != SHARED  # a shared head lies in the policy's folder
+        # A shared head lies in the policy's folder; a measure of the policy needs no file.
+        if name is not None and name != SHARED and not name.startswith(OWN)
     }
 
 

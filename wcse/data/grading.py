@@ -13,7 +13,7 @@ from wcse.data.record import NodeRecord, Selection, SolutionRecord, SolveRecord
 from wcse.ledger import Ledger
 from wcse.search import get_strategy
 from wcse.types import Node, Problem
-from wcse.votes import SELECTORS, Ballot, ballots, get_selector
+from wcse.votes import SELECTORS, Ballot, ballots, by_rank, get_selector
 
 
 def classify(nodes: Sequence[Node], judge: Judge | None) -> list[int | None]:
@@ -32,12 +32,20 @@ class Graded:
 
     @classmethod
     def of(
-        cls, problem: Problem, nodes: Sequence[Node], agg_strategy: str | None, judge: Judge | None
+        cls,
+        problem: Problem,
+        nodes: Sequence[Node],
+        agg_strategy: str | None,
+        judge: Judge | None,
+        *,
+        bounded: bool = True,
     ) -> Graded:
-        """``agg_strategy`` is None where no verifier scored the steps."""
+        """``agg_strategy`` is None where no verifier scored the steps; unbounded scores count by their rank."""
         answers = _answers(nodes)
         classes = answer_classes(answers, judge)
         votes = ballots(nodes, classes, agg_strategy)
+        if not bounded:
+            votes = by_rank(votes)
         right = {answer: _correct(answer, problem, judge) for answer in set(answers)}
         solutions = tuple(
             SolutionRecord(node.path, answer, number, vote.score, right[answer])
