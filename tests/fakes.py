@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from wcse.rng import node_key
-from wcse.types import Expand, Finish, Node, Parallel, Score, Search
+from wcse.rng import node_key, uniforms
+from wcse.types import Chosen, Classes, Draw, Expand, Finish, Node, Parallel, Score, Search
 
 
 def make_root(prompt: str = "1 + 1 = ?") -> Node:
@@ -71,6 +71,10 @@ class FakePolicy:
                 return self._each(lambda part: self.answer(part, shuffle), requests, shuffle)
             case Score(nodes):
                 return self._each(self._scored, nodes, shuffle)
+            case Classes(nodes):
+                return [int(node.text.split("{")[1][0]) if node.complete else None for node in nodes]
+            case Draw(label, n):
+                return uniforms(self.seed, self.problem, label, n)
             case Expand(node, n, first):
                 assert node.live and n >= 1
                 self.asked.append(n)
@@ -124,4 +128,4 @@ def run(search: Search, policy: FakePolicy, order: int | None = None) -> list[No
         while True:
             request = search.send(policy.answer(request, shuffle))
     except StopIteration as stop:
-        return stop.value
+        return stop.value.solutions if isinstance(stop.value, Chosen) else stop.value

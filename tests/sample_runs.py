@@ -132,4 +132,5 @@ def _record(
         ledger=Ledger(30 + tokens, 40, tokens, tokens, 100, kv_pages=5, kv_pages_unshared=20, seconds=0.5),
         seconds=0.5,
         prompt_tokens=30,
+        agg_strategy=None if strategy in ("greedy", "majority") else "last",
     )

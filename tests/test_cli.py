@@ -188,7 +188,7 @@ def test_without_out_the_recipe_names_the_directory(
         ("--n=0", "n=0: Input should be greater than or equal to 1"),
         ("--n=6", "n=6 is not divisible by beam_width=4; use n=4 or 8"),
         ("--temperature=nan", "temperature=nan: Input should be a finite number"),
-        ("--strategy=beem_search", "unknown strategy 'beem_search' (did you mean 'beam_search'?)"),
+        ("--strategy=beem_search", "strategy='beem_search' is unknown (did you mean 'beam_search'?)"),
         ("--strategy=,", "strategies=(): Tuple should have at least 1 item"),
         ("--agg-strategy=median", "agg_strategy='median' is unknown; use one of last, min, prod, mean"),
         ("--problems=nowhere.jsonl", "problems 'nowhere.jsonl': no such file"),
@@ -252,7 +252,7 @@ def test_help_agrees_with_the_recipe(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         cli.main(["solve", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    options = {name.replace("-", "_"): settings for name, settings in solve_command._SOLVE}
+    options = {name.replace("-", "_"): settings for name, settings in solve_command.SOLVE_OPTIONS}
     fields = {settings.get("dest", name) for name, settings in options.items()} - {"quiet", "profile"}
     assert fields == set(Recipe.model_fields)
     for name, default in re.findall(r"--([a-z-]+) [A-Z]+ (?:(?! --).)*?\(default ([\d.]+)\)", text):

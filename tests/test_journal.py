@@ -264,7 +264,7 @@ def test_recipe_refuses_what_it_does_not_know() -> None:
         "policy is missing": {"problems": "q"},
         "temperature=-1: Input should be greater than or equal to 0": good | {"temperature": -1},
         "temperature=nan: Input should be a finite number": good | {"temperature": float("nan")},
-        "unknown strategy 'dtvs' (did you mean 'dvts'?)": good | {"strategies": ["dtvs"]},
+        "strategy='dtvs' is unknown (did you mean 'dvts'?)": good | {"strategies": ["dtvs"]},
         "a strategy is given twice": good | {"strategies": ["greedy", "greedy"]},
         "strategy dvts needs a verifier; set prm": good | {"strategies": ["dvts"]},
         "n=6 is not divisible by beam_width=4; use n=4 or 8": good

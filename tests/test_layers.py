@@ -20,6 +20,8 @@ LAYERS = (
         "ledger",
         "votes",
         "metrics",
+        "flops",
+        "budget",
         "prompts",
         "progress",
         "profile",
@@ -27,10 +29,11 @@ LAYERS = (
         "search",
         "kernels",
     ),
-    ("problems", "recipe", "models"),
+    ("problems", "recipe", "models", "compat"),
     ("engine", "data", "report"),
-    ("reward",),
-    ("solve",),
+    ("reward", "replay"),
+    ("optimal",),
+    ("solve", "replay_rows", "evaluate"),
     ("cli",),
 )
 FREE = {"zoo", "_core"}  # models and their training scripts use every layer; only path() is used from below

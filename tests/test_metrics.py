@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wcse.metrics import best_of_k, majority_at_k, pass_at_k, wilson
+from wcse.metrics import (
+    best_of_k,
+    bootstrap,
+    diversity_at_k,
+    majority_at_k,
+    mcnemar,
+    mean_and_error,
+    pass_at_k,
+    selection_efficiency,
+    wilson,
+)
 from wcse.types import WcseError
 
 
@@ -89,3 +99,53 @@ def test_against_all_subsets(answers, data):
     assert pass_at_k(n, sum(correct), k) == mean(lambda subset: any(correct[i] for i in subset))
     assert majority_at_k(wrong, sum(correct), answers.count(None), k) == mean(wins_vote)
     assert best_of_k(scores, correct, k) == mean(best_is_right)
+
+
+def test_diversity_goldens():
+    assert diversity_at_k([3, 1], 6, 2) == pytest.approx(17 / 15)
+    assert diversity_at_k([], 6, 2) == 0.0
+    assert diversity_at_k([1] * 6, 6, 6) == pytest.approx(6)
+    assert math.isnan(diversity_at_k([1], 2, 3))
+    with pytest.raises(WcseError, match="multiplicities="):
+        diversity_at_k([3, 4], 6, 2)
+
+
+@given(st.lists(st.sampled_from("abcd-"), min_size=1, max_size=7), st.data())
+def test_diversity_against_all_subsets(texts, data):
+    k = data.draw(st.integers(1, len(texts)))
+    counts = [texts.count(text) for text in "abcd" if text in texts]
+    drawn = [len({t for t in subset if t != "-"}) for subset in combinations(texts, k)]
+    assert diversity_at_k(counts, len(texts), k) == pytest.approx(sum(drawn) / len(drawn))
+
+
+def test_selection_efficiency():
+    assert selection_efficiency(0.7, 0.6, 0.8) == pytest.approx(0.5)
+    assert selection_efficiency(0.5, 0.6, 0.8) == pytest.approx(-0.5)
+    assert math.isnan(selection_efficiency(0.8, 0.8, 0.8))
+
+
+def test_mcnemar_goldens():
+    assert mcnemar(0, 0) == mcnemar(3, 3) == 1.0
+    assert mcnemar(0, 5) == pytest.approx(2 / 32)
+    assert mcnemar(2, 10) == pytest.approx(0.0385742, abs=1e-6)
+    assert mcnemar(2, 10) == mcnemar(10, 2)
+    assert mcnemar(5000, 6000) < 1e-9
+    with pytest.raises(WcseError, match="only_a=-1"):
+        mcnemar(-1, 2)
+
+
+def test_bootstrap_is_seeded_and_near_the_normal_interval():
+    values = [1.0] * 60 + [0.0] * 40
+    low, high = bootstrap(values)
+    assert (low, high) == bootstrap(values)
+    assert (low, high) == pytest.approx((0.6 - 1.96 * 0.049, 0.6 + 1.96 * 0.049), abs=0.015)
+    assert bootstrap([0.5] * 10) == (0.5, 0.5)
+    assert all(map(math.isnan, bootstrap([])))
+
+
+def test_mean_and_error():
+    mean, error = mean_and_error([0.1, 0.2, 0.3])
+    assert mean == pytest.approx(0.2) and error == pytest.approx(0.1 / math.sqrt(3))
+    assert math.isnan(mean_and_error([0.5])[1])
+    with pytest.raises(WcseError, match="at least one"):
+        mean_and_error([])

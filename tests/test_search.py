@@ -106,7 +106,7 @@ def test_first_samples_do_not_depend_on_n(name):
 
 
 @settings(max_examples=40, deadline=None)
-@given(**shape(name=st.sampled_from(sorted(STRATEGIES)), order=st.integers(0, 100)))
+@given(**shape(name=st.sampled_from(sorted(set(STRATEGIES) - {"auto"})), order=st.integers(0, 100)))
 def test_order_of_execution_does_not_matter(name, n, width, seed, agg, order):
     straight, shuffled = FakePolicy(seed, cut=0.05), FakePolicy(seed, cut=0.05)
     config = {"n": n, "beam_width": width, "agg_strategy": agg}

@@ -28,6 +28,8 @@ class Ledger:
         prm_reused: prefix tokens that the verifier did not read again.
         kv_pages: most pages of 16 tokens held at one time.
         kv_pages_unshared: pages that one cache per sequence would have held at that time.
+        policy_flops, prm_flops: operations for every token of the tree once; what was evicted and computed again
+            is in ``policy_computed`` only.
         seconds: wall time attributed to this work.
     """
 
@@ -38,6 +40,8 @@ class Ledger:
     prm_reused: int = 0
     kv_pages: int = 0
     kv_pages_unshared: int = 0
+    policy_flops: float = 0.0
+    prm_flops: float = 0.0
     seconds: float = 0.0
 
     def __add__(self, other: Ledger) -> Ledger:

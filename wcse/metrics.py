@@ -1,4 +1,4 @@
-"""Numbers about runs, from counts alone: intervals, and what k of n samples would have reached.
+"""Numbers about runs, from counts alone: intervals, tests, and what k of n samples would have reached.
 
 Each ``*_at_k`` is the exact mean over all k-subsets of one problem's n samples, so it does not depend on the
 order of the samples and never uses "the first k". Averages over problems are the caller's.
@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import groupby
+
+import numpy as np
 
 from wcse.types import WcseError
 from wcse.votes import rank_key
@@ -103,6 +105,89 @@ def majority_at_k(votes: Sequence[int], gold_votes: int, invalid: int, k: int) -
         share = sum(Fraction(count, ties + 1) for ties, count in enumerate(ways))
         wins += math.comb(gold_votes, top) * share
     return float(wins / math.comb(n, k))
+
+
+def diversity_at_k(multiplicities: Sequence[int], n: int, k: int) -> float:
+    """Expected number of different correct solutions among k of n samples; NaN for k > n.
+
+    Args:
+        multiplicities: how often each different correct solution occurs among the n samples.
+    """
+    if k < 1 or any(count < 1 for count in multiplicities) or sum(multiplicities) > n:
+        raise WcseError(
+            f"multiplicities={list(multiplicities)}, n={n}, k={k}; need counts of at least 1 that sum to at "
+            "most n, and k >= 1"
+        )
+    if k > n:
+        return math.nan
+    return math.fsum(pass_at_k(n, count, k) for count in multiplicities)
+
+
+def selection_efficiency(accuracy: float, majority: float, coverage: float) -> float:
+    """How much of the way from the majority vote to the best possible choice a selector goes: 1 is all of it.
+
+    Below 0 it does worse than the vote. NaN where there is no way to go.
+    """
+    room = coverage - majority
+    return (accuracy - majority) / room if room >= 1e-9 else math.nan
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided p-value of McNemar's test: two methods on the same problems.
+
+    Args:
+        only_a, only_b: problems that only the one or only the other got right.
+
+    Raises:
+        WcseError: a count below 0.
+    """
+    if min(only_a, only_b) < 0:
+        raise WcseError(f"only_a={only_a}, only_b={only_b}; counts are at least 0")
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, float(Fraction(2 * tail, 2**n)))
+
+
+def bootstrap(
+    values: Sequence[float], *, seed: int = 0, draws: int = 10_000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean of ``values``, problems drawn with replacement.
+
+    Give differences between two methods problem by problem for a paired comparison. (NaN, NaN) for no values.
+    """
+    if not len(values):
+        return math.nan, math.nan
+    array = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            array[rng.integers(0, len(array), (part, len(array)))].mean(axis=1)
+            for part in _parts(draws, len(array))
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _parts(draws: int, n: int) -> list[int]:
+    """``draws`` in parts whose samples fit in a few MB."""
+    size = max(1, 1_000_000 // n)
+    return [min(size, draws - start) for start in range(0, draws, size)]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and its standard error, over seeds say; the error of one value is NaN.
+
+    Raises:
+        WcseError: no values.
+    """
+    if not values:
+        raise WcseError("values=[]; give at least one")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, math.nan
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
 
 
 def _ways_below(votes: Sequence[int], invalid: int, top: int, rest: int) -> list[int]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from wcse.budget import Budget
 from wcse.names import suggest
-from wcse.search import ALIASES, STRATEGIES, SearchConfig
+from wcse.search import STRATEGIES, SearchConfig, get_strategy, parse_strategy
 from wcse.types import WcseError
 
 Effect = Literal["results", "runtime"]
@@ -52,8 +53,14 @@ class Recipe(BaseModel):
     prm_family: str | None = _changes_results(None, "how the verifier reads steps; none asks the model")
     problems: str = _changes_results(..., "the problems' specification", min_length=1)
     limit: int | None = _changes_results(None, "keep only the first problems", ge=1)
-    strategies: tuple[str, ...] = _changes_results(("majority",), "search strategies", min_length=1)
+    strategies: tuple[str, ...] = _changes_results(
+        ("majority",), "search strategies, each with options of its own: name(option=value,...)", min_length=1
+    )
     n: int = _changes_results(4, "budget: solutions per problem", ge=1)
+    budget: str | None = _changes_results(
+        None, "hard limit per problem: tokens, flops, seconds or money, as in tokens=20000"
+    )
+    strategy_policy: str | None = _changes_results(None, "policy file of wcse optimal, for the strategy auto")
     beam_width: int = _changes_results(4, "children of a kept step (beam search, DVTS)", ge=1)
     num_iterations: int = _changes_results(40, "most steps of a solution (beam search, DVTS)", ge=1)
     temperature: float = _changes_results(0.8, "sampling temperature; 0 is greedy", ge=0, le=2)
@@ -79,29 +86,40 @@ class Recipe(BaseModel):
     @field_validator("strategies")
     @classmethod
     def _known_strategies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = tuple(ALIASES.get(name, name) for name in value)
-        for name in names:
-            if name not in STRATEGIES:
-                raise ValueError(
-                    f"unknown strategy {name!r}{suggest(name, STRATEGIES)}; use {_join(STRATEGIES)}"
-                )
+        names = tuple(get_strategy(text)[0] for text in value)
         if len(set(names)) < len(names):
             raise ValueError("a strategy is given twice")
         return names
 
+    @field_validator("budget")
+    @classmethod
+    def _possible_budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            Budget.parse(value)
+        return value
+
     @model_validator(mode="after")
     def _strategies_can_run(self) -> Recipe:
+        names = [parse_strategy(name).name for name in self.strategies]
+        if ("auto" in names) != (self.strategy_policy is not None):
+            raise ValueError(
+                "strategy auto needs strategy_policy, a file that wcse optimal makes"
+                if "auto" in names
+                else "strategy_policy is for the strategy auto only; add auto to the strategies"
+            )
         for name in self.strategies:
-            if STRATEGIES[name].needs_prm and self.prm is None:
+            spec = parse_strategy(name)
+            if STRATEGIES[spec.name].needs_prm and self.prm is None:
                 raise ValueError(f"strategy {name} needs a verifier; set prm, or use greedy or majority")
-            STRATEGIES[name].check(self.search_config)
+            STRATEGIES[spec.name].check(spec.config(self.search_config))
         return self
 
     @property
     def search_config(self) -> SearchConfig:
         """What the strategies may know."""
+        limit = Budget.parse(self.budget).solutions if self.budget else None
         return SearchConfig(
-            n=self.n,
+            n=self.n if limit is None else min(self.n, limit),
             beam_width=self.beam_width,
             num_iterations=self.num_iterations,
             agg_strategy=self.agg_strategy,
@@ -149,10 +167,6 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[A
     """What differs between two mappings: name -> (old value, new value), ``None`` for an absent name."""
     names = dict.fromkeys([*new, *old])
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
-
-
-def _join(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 def _explain(detail: dict[str, Any]) -> str:

@@ -15,3 +15,10 @@ def node_key(seed: int, problem_id: str, path: Sequence[int]) -> int:
     """The 64-bit key of a node: blake2b-64 of ``seed|problem_id|i.j.k``, read as a little-endian integer."""
     name = f"{seed}|{problem_id}|{'.'.join(map(str, path))}"
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def uniforms(seed: int, problem_id: str, label: str, n: int) -> list[float]:
+    """``n`` numbers in [0, 1) for a decision of a strategy, 53 bits each, from blake2b of what names them."""
+    names = (f"{seed}|{problem_id}|{label}|{index}" for index in range(n))
+    digests = (blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return [(int.from_bytes(digest, "little") >> 11) * 2.0**-53 for digest in digests]

@@ -12,22 +12,26 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from wcse.answers import Judge, MathPool, Verdict, answer_classes, extract_answer, is_correct
-from wcse.data.record import NodeRecord, Selection, SolutionRecord, SolveRecord
+from wcse.answers import MathPool
+from wcse.budget import Account, Budget
+from wcse.data.fingerprint import fingerprint_path
+from wcse.data.grading import Graded, classify
+from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import Engine
 from wcse.engine.llm import pages_in
 from wcse.engine.params import SamplingParams, StepRule
-from wcse.models.load import LoadedModel, load_model
+from wcse.flops import ModelCost
+from wcse.models.load import LoadedModel, find_model, load_model
+from wcse.optimal.policy_file import load_choices
 from wcse.progress import Progress
 from wcse.prompts import render_problem
 from wcse.recipe import OWN, SHARED, Recipe
 from wcse.reward.load import load_prm, load_shared_head
 from wcse.reward.uncertainty import PolicyScorer
-from wcse.search import SearchConfig, Strategy, get_strategy
+from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
 from wcse.types import Node, Problem, Search, WcseError
-from wcse.votes import SELECTORS, ballots, by_rank, get_selector
 
 ROWS = 256
 """Rows that decode at once, unless the recipe says otherwise."""
@@ -42,6 +46,7 @@ class _Pass:
 
     members: tuple[str, ...]
     strategy: Strategy
+    config: SearchConfig
     scored: bool
 
 
@@ -72,28 +77,34 @@ def solve(
     kv = recipe.kv_memory_gb or KV_GIB
     engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
     scorer = _scorer(recipe, engine, kv) if any(p.scored for p in passes) else None
-    config = recipe.search_config
-    config = config.with_default(scorer.default_agg if scorer else "last")
+    default_agg = scorer.default_agg if scorer else "last"
     bounded = scorer.bounded if scorer else True
-    _check_range(recipe, config, bounded)
+    for part in passes:
+        _check_range(recipe, part, default_agg, bounded)
     meter = _Meter(engine, on_progress, total=len(problems) * len(recipe.strategies), skipped=len(done))
     with MathPool() as judge:
         for part in passes:
+            config = part.config.with_default(default_agg)
+            if recipe.strategy_policy and part.strategy is STRATEGIES["auto"]:
+                config = _with_choices(recipe, config)
             todo = [p for p in problems if any((p.id, name) not in done for name in part.members)]
             by_id = {p.id: p for p in todo}
+            charges = _charges(recipe, policy, scorer if part.scored else None)
             driver = Driver(
                 engine,
                 scorer if part.scored else None,
                 params=_params(recipe),
                 rule=StepRule(recipe.delimiter, recipe.max_step_tokens),
+                classify=lambda nodes: classify(nodes, judge),
                 on_step=meter.tell,
             )
-            for outcome in driver.run(_jobs(todo, policy, recipe, part.strategy, config)):
+            for outcome in driver.run(_jobs(todo, policy, recipe, part.strategy, config, charges)):
                 problem = by_id[outcome.job.name]
-                graded = _Graded.of(outcome, problem, config if part.scored else None, judge, bounded)
+                aggregation = config.aggregation if part.scored else None
+                graded = Graded.of(problem, outcome.solutions, aggregation, judge, bounded=bounded)
                 for name in part.members:
                     if (problem.id, name) not in done:
-                        on_record(_record(graded, name))
+                        on_record(_record(outcome, graded, name))
                         meter.done += 1
         meter.tell()
 
@@ -112,24 +123,40 @@ def solve_all(recipe: Recipe, problems: Sequence[Problem]) -> list[SolveRecord]:
 
 def plan(recipe: Recipe) -> list[_Pass]:
     """The passes that serve the recipe's strategies."""
-    named = [get_strategy(name) for name in recipe.strategies]
-    sampled = [(name, s) for name, s in named if s.run in (best_of_n, majority)]
-    passes = [_Pass((name,), s, s.needs_prm) for name, s in named if (name, s) not in sampled]
-    if sampled:
-        scored = [s for _, s in sampled if s.needs_prm]
-        passes.insert(
-            0,
-            _Pass(tuple(name for name, _ in sampled), (scored or [sampled[0][1]])[0], bool(scored)),
-        )
-    return passes
+    sampled: dict[tuple[SearchConfig, bool], list[str]] = {}
+    passes: list[_Pass] = []
+    for name in recipe.strategies:
+        spec = parse_strategy(name)
+        strategy, config = STRATEGIES[spec.name], spec.config(recipe.search_config)
+        if strategy.run in (best_of_n, majority):
+            # Under a budget a sample set that nobody scores affords more samples: it is one of its own.
+            alone = recipe.budget is not None and not strategy.needs_prm
+            sampled.setdefault((config, alone), []).append(name)
+        else:
+            passes.append(_Pass((name,), strategy, config, strategy.needs_prm))
+    return [_samples(names, config) for (config, _), names in sampled.items()] + passes
 
 
-def _check_range(recipe: Recipe, config: SearchConfig, bounded: bool) -> None:
-    """Refuse a product of scores that are no probabilities. Votes take their ranks instead."""
-    if not bounded and config.agg_strategy == "prod":
+def _samples(names: Sequence[str], config: SearchConfig) -> _Pass:
+    """One sample set for all of these; scored if any of them wants scores."""
+    entries = [get_strategy(name)[1] for name in names]
+    scored = [entry for entry in entries if entry.needs_prm]
+    return _Pass(tuple(names), (scored or entries)[0], config, bool(scored))
+
+
+def _check_range(recipe: Recipe, part: _Pass, default_agg: str, bounded: bool) -> None:
+    """Refuse a product or a ratio of scores that are no probabilities. Votes take their ranks instead."""
+    if bounded or not part.scored:
+        return
+    if part.config.with_default(default_agg).aggregation == "prod":
         raise WcseError(
             f"agg_strategy='prod': the scores of prm={recipe.prm!r} are unbounded, so their product means nothing; "
             "use last, min or mean"
+        )
+    if part.strategy is STRATEGIES["particle_filter"]:
+        raise WcseError(
+            f"strategy {part.members[0]}: the scores of prm={recipe.prm!r} are unbounded and cannot be weights; "
+            "use rebase or beam_search, or a verifier that returns probabilities"
         )
 
 
@@ -152,12 +179,45 @@ def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
     return load_prm(recipe.prm, kv_memory=kv, family=recipe.prm_family)
 
 
+def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:
+    """The config with the table of the policy file, which must be one for the recipe's models."""
+    assert recipe.strategy_policy is not None
+    models = {"policy": recipe.policy, "prm": recipe.prm}
+    choices = load_choices(
+        recipe.strategy_policy, config.n, config, names=models, inputs=fingerprint_models(recipe)
+    )
+    return replace(config, choices=choices)
+
+
+def fingerprint_models(recipe: Recipe) -> dict[str, str]:
+    """Fingerprints of the recipe's models on this machine, keys "policy" and "prm".
+
+    Raises:
+        WcseError: one of them cannot be found.
+    """
+    names = {"policy": recipe.policy, "prm": recipe.prm}
+    return {
+        field: fingerprint_path(find_model(name))
+        for field, name in names.items()
+        # A shared head lies in the policy's folder; a measure of the policy needs no file.
+        if name is not None and name != SHARED and not name.startswith(OWN)
+    }
+
+
+def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:
+    """Makes the account of one problem."""
+    budget = Budget.parse(recipe.budget) if recipe.budget else None
+    cost = ModelCost.of(policy.spec)
+    return lambda: Account(budget, cost, scorer.cost if scorer else None, scored=scorer is not None)
+
+
 def _jobs(
     problems: Sequence[Problem],
     policy: LoadedModel,
     recipe: Recipe,
     strategy: Strategy,
     config: SearchConfig,
+    charges: Callable[[], Account],
 ) -> Iterator[Job]:
     strategy.check(config)
 
@@ -166,86 +226,21 @@ def _jobs(
 
     for problem in problems:
         ids = render_problem(policy.tokenizer, problem.prompt, recipe.system_prompt)
-        yield Job(problem.id, ids, problem.prompt, search, recipe.seed)
+        yield Job(problem.id, ids, problem.prompt, search, recipe.seed, charges())
 
 
-@dataclass(frozen=True, slots=True)
-class _Graded:
-    """An outcome with its answers compared: everything that the strategies of a pass share."""
-
-    outcome: Outcome
-    problem: Problem
-    solutions: tuple[SolutionRecord, ...]
-    selections: dict[str, Selection]
-
-    @classmethod
-    def of(
-        cls, outcome: Outcome, problem: Problem, config: SearchConfig | None, judge: Judge, bounded: bool
-    ) -> _Graded:
-        """``config`` is None where no verifier scored the steps; unbounded scores count by their rank."""
-        nodes = outcome.solutions
-        answers = [extract_answer(node.completion) if node.complete else None for node in nodes]
-        classes = answer_classes(answers, judge)
-        votes = ballots(nodes, classes, config.aggregation if config else None)
-        if not bounded:
-            votes = by_rank(votes)
-        right = {answer: _correct(answer, problem, judge) for answer in set(answers)}
-        solutions = tuple(
-            SolutionRecord(node.path, answer, number, vote.score, right[answer])
-            for node, answer, number, vote in zip(nodes, answers, classes, votes, strict=True)
-        )
-        names = list(SELECTORS) if config else ["majority"]
-        picks = {name: get_selector(name)(votes) for name in names}
-        selections = {name: _selection(pick, solutions, problem) for name, pick in picks.items()}
-        return cls(outcome, problem, solutions, selections)
-
-
-def _correct(answer: str | None, problem: Problem, judge: Judge) -> bool | None:
-    """Right or wrong; no answer is wrong; None where it cannot be told."""
-    if problem.answer is None:
-        return None
-    verdict = is_correct(answer, problem.answer, judge)
-    return None if verdict is Verdict.UNDECIDED else verdict is Verdict.EQUAL
-
-
-def _selection(pick: int | None, solutions: Sequence[SolutionRecord], problem: Problem) -> Selection:
-    if pick is None:
-        return Selection(None, None, None if problem.answer is None else False)
-    return Selection(pick, solutions[pick].answer, solutions[pick].correct)
-
-
-def _record(graded: _Graded, name: str) -> SolveRecord:
-    _, strategy = get_strategy(name)
-    outcome = graded.outcome
-    chosen = graded.selections[strategy.selector]
-    unscored = not strategy.needs_prm
-    ledger = outcome.policy if unscored else outcome.policy + outcome.verifier
-    selections = {"majority": graded.selections["majority"]} if unscored else graded.selections
-    return SolveRecord(
-        problem=graded.problem,
-        strategy=name,
-        answer=chosen.answer,
-        correct=chosen.correct,
-        verdict=_verdict(graded, chosen),
-        selectors=selections,
-        solutions=tuple(replace(s, agg=None) for s in graded.solutions) if unscored else graded.solutions,
-        nodes=_nodes(outcome, scored=not unscored),
-        ledger=ledger,
-        seconds=ledger.seconds,
-        selector=strategy.selector,
+def _record(outcome: Outcome, graded: Graded, name: str) -> SolveRecord:
+    needs_prm = get_strategy(name)[1].needs_prm
+    return graded.record(
+        name,
+        selector=outcome.selector,
+        nodes=_nodes(outcome),
+        ledger=outcome.policy + outcome.verifier if needs_prm else outcome.policy,
         prompt_tokens=len(outcome.root.token_ids),
     )
 
 
-def _verdict(graded: _Graded, chosen: Selection) -> str:
-    if chosen.answer is None:
-        return "no_answer"
-    if graded.problem.answer is None:
-        return "no_gold"
-    return {True: "correct", False: "wrong", None: "undecided"}[chosen.correct]
-
-
-def _nodes(outcome: Outcome, *, scored: bool) -> tuple[NodeRecord, ...]:
+def _nodes(outcome: Outcome) -> tuple[NodeRecord, ...]:
     """Every node ever written, parents before children, in path order."""
     return tuple(
         NodeRecord(
@@ -255,7 +250,7 @@ def _nodes(outcome: Outcome, *, scored: bool) -> tuple[NodeRecord, ...]:
             trace.text,
             str(trace.finish),
             trace.logprob,
-            trace.score if scored else None,
+            trace.score,
         )
         for path, trace in sorted(outcome.nodes.items())
     )

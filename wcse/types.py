@@ -129,13 +129,49 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Classes:
+    """Compare the answers of these nodes. Result: a list of class numbers, one a node.
+
+    Equal answers share a number; None stands for unfinished text or no answer. Gold answers have no part in it.
+    """
+
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Random numbers of the strategy's own. Result: a list of ``n`` floats in [0, 1).
+
+    They depend on the run's seed, the problem's id and ``label``, so a label is used once.
+    """
+
+    label: str
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Parallel:
     """Run the requests together. Result: the list of their results, in order."""
 
     requests: tuple[Expand | Score, ...]
 
 
-Request = Expand | Score | Parallel
+Request = Expand | Score | Classes | Draw | Parallel
 
-Search = Generator[Request, Any, list[Node]]
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a strategy returns that also decides how the answer is picked: solutions and a selector's name."""
+
+    solutions: list[Node]
+    selector: str
+
+
+Search = Generator[Request, Any, "list[Node] | Chosen"]
 """A running strategy: yields requests, is resumed with their results, returns the solutions' last nodes."""
+
+PROBE = 1 << 21
+"""Child index of the root's first sample that measures a problem's difficulty."""
+
+LOOKAHEAD = 1 << 20
+"""Child index of a lookahead rollout's first step: such a branch is looked at, never part of a solution."""

@@ -33,7 +33,7 @@ def solve(options: Options) -> int:
     from wcse.problems import load_problems
     from wcse.recipe import Recipe
 
-    options = dict(options)
+    options = _with_sal_recipe(dict(options))
     quiet, profiled = options.pop("quiet", False), options.pop("profile", False)
     recipe = Recipe.parse(options)
     problems = load_problems(recipe.problems, limit=recipe.limit)
@@ -57,6 +57,24 @@ def solve(options: Options) -> int:
                 return INTERRUPTED
     _show(_outputs(directory))
     return 0
+
+
+def _with_sal_recipe(options: Options) -> Options:
+    """The options on top of those of a search-and-learn recipe, where one is given."""
+    from wcse.types import WcseError
+
+    path, exact = options.pop("sal_recipe", None), options.pop("sal_compat", False)
+    if path is not None:
+        from wcse.compat import read_recipe
+
+        options = read_recipe(path, exact=exact) | options
+    elif exact:
+        raise WcseError("--sal-compat goes with --sal-recipe; or write beam_search(compat=search-and-learn)")
+    missing = [name for name in ("policy", "problems", "strategies") if name not in options]
+    if missing:
+        names = ", ".join(f"--{'strategy' if name == 'strategies' else name}" for name in missing)
+        raise WcseError(f"{names} missing; see wcse solve --help")
+    return options
 
 
 def _solve(recipe: Recipe, problems: Sequence[Problem], journal: Journal, *, quiet: bool) -> None:
@@ -95,18 +113,25 @@ def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -
 
 
 def _models(recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of the models on this machine; a missing one is an error before anything is written."""
-    from wcse.data.fingerprint import fingerprint_path
-    from wcse.models.load import find_model
-    from wcse.recipe import OWN, SHARED
+    """Fingerprints of the models and of the policy file; a missing one is an error before anything is written."""
+    from wcse.solve import fingerprint_models
 
-    names = {"policy": recipe.policy, "prm": recipe.prm}
-    return {
-        field: fingerprint_path(find_model(name))
-        for field, name in names.items()
-        # A shared head lies in the policy's folder; a measure of the policy needs no file.
-        if name is not None and name != SHARED and not name.startswith(OWN)
-    }
+    prints = fingerprint_models(recipe)
+    if recipe.strategy_policy:
+        prints["strategy_policy"] = _fingerprint_file(recipe.strategy_policy)
+    return prints
+
+
+def _fingerprint_file(path: str) -> str:
+    from pathlib import Path
+
+    from wcse.data.fingerprint import fingerprint_path
+    from wcse.types import WcseError
+
+    try:
+        return fingerprint_path(Path(path))
+    except OSError as error:
+        raise WcseError(f"strategy_policy={path!r}: {error.strerror}; make one with wcse optimal") from error
 
 
 def _versions() -> dict[str, str]:
@@ -158,7 +183,9 @@ def _unescaped(text: str) -> str:
 
 
 def _strategies(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    from wcse.search import split_specs
+
+    return split_specs(text)
 
 
 RUNTIME = (
@@ -169,7 +196,7 @@ RUNTIME = (
     ("quiet", {"action": "store_true", "help": "no progress line"}),
     ("profile", {"action": "store_true", "help": "say where the time went; also in DIR/profile.json"}),
 )
-_SOLVE = (
+SOLVE_OPTIONS = (
     ("policy", {"metavar": "P", "help": "model: folder, .gguf file, tiny-wc, or hub id"}),
     (
         "prm",
@@ -187,10 +214,18 @@ _SOLVE = (
             "dest": "strategies",
             "type": _strategies,
             "metavar": "S[,S2]",
-            "help": "greedy, majority, best_of_n, weighted_best_of_n, beam_search, dvts",
+            "help": "see below; each may have options of its own: beam_search(n=16,lookahead=1)",
         },
     ),
     ("n", {"type": int, "metavar": "N", "help": "budget: solutions per problem (default 4)"}),
+    (
+        "budget",
+        {
+            "metavar": "B",
+            "help": "hard limit per problem: tokens=20000, flops=2e12, seconds=3 or money=.01,price_out=.4",
+        },
+    ),
+    ("strategy-policy", {"metavar": "FILE", "help": "policy file of wcse optimal, for the strategy auto"}),
     ("beam-width", {"type": int, "metavar": "M", "help": "children of a kept step (default 4)"}),
     ("num-iterations", {"type": int, "metavar": "K", "help": "most steps of a solution (default 40)"}),
     ("temperature", {"type": float, "metavar": "T", "help": "sampling temperature (default 0.8)"}),
@@ -214,6 +249,13 @@ _SOLVE = (
     ("system-prompt", {"metavar": "TEXT", "help": "system turn before each problem"}),
     *RUNTIME,
 )
+_SAL = (
+    (
+        "sal-recipe",
+        {"metavar": "FILE", "help": "options from a search-and-learn YAML recipe; others come after it"},
+    ),
+    ("sal-compat", {"action": "store_true", "help": "follow that project's rules of search, too"}),
+)
 _DEMO = (
     ("problems", {"metavar": "SPEC", "help": f"see below (default {DEMO['problems']})"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),
@@ -221,6 +263,21 @@ _DEMO = (
     ("seed", {"type": int, "metavar": "S", "help": "seed of all random numbers (default 42)"}),
     *RUNTIME,
 )
+
+_STRATEGY_HELP = """\
+S is one of greedy, majority, best_of_n, weighted_best_of_n, and
+  beam_search, dvts                (beam_width, lookahead, compat=search-and-learn)
+  lookahead_search                 (beam_width, lookahead)
+  rebase                           (softmax_temperature, rounding=remainder|ceil)
+  particle_filter                  (potential=ratio|product|odds, ess_threshold)
+  speculative_rejection            (rejection_rate, checkpoint_tokens)
+  adaptive_vote                    (chunk, stop_rule=beta|certain, confidence)
+  mcts                             (beam_width, exploration)
+  auto                             the strategy that the problem needs, by --strategy-policy
+Every one also takes n, num_iterations and agg_strategy in parentheses; the same options outside of them hold
+for all.
+
+"""
 
 _SPEC_HELP = """\
 SPEC is one of
@@ -236,9 +293,8 @@ COMMANDS = (
         "solve",
         "solve problems with a policy, a verifier and search strategies",
         solve,
-        _SOLVE,
-        needs=("policy", "problems", "strategy"),
-        epilog=_SPEC_HELP,
+        (*SOLVE_OPTIONS, *_SAL),
+        epilog=_STRATEGY_HELP + _SPEC_HELP,
     ),
     Command(
         "demo",

@@ -1,8 +1,8 @@
 """Accuracy against the budget N, recomputed from one set of samples: what every selector would have chosen.
 
-A point is the mean over all N-subsets of a problem's samples, or over many seeded ones where there are too
-many; never "the first N". At N equal to the number of samples it is the vote itself. Tie rules are those of
-``wcse.votes``.
+What may be left out is a unit: a sample, or a whole subtree of DVTS. A point is the mean over all subsets of so
+many units of a problem, or over many seeded ones where there are too many; never "the first N". With all units
+it is the vote itself. Tie rules are those of ``wcse.votes``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ _MOST_CELLS = 1 << 22
 
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """The independent samples of one problem, in path order; n samples, C answer classes.
+    """The solutions of one problem, in path order; n solutions, C answer classes.
 
     Attributes:
         complete: bool [n], ended by itself.
         members: bool [n, C], sample votes for class.
         scores: float64 [n], aggregated score; -inf where it is missing or not a number.
         correct: bool [n]; undecided counts as wrong.
+        units: int64 [n], which of the ``unit_count`` units each belongs to. A unit may have no solution.
     """
 
     complete: Flags
@@ -42,10 +44,16 @@ class SampleSet:
     scores: Numbers
     correct: Flags
     scored: bool
+    units: Indices
+    unit_count: int
 
     @classmethod
-    def of(cls, record: SolveRecord) -> SampleSet:
-        """The samples of a record whose solutions are ``independent``."""
+    def of(cls, record: SolveRecord, starts: Sequence[int] | None = None) -> SampleSet:
+        """The samples of a record whose solutions are ``independent``.
+
+        Args:
+            starts: first child index of the root of each subtree, where a unit is a subtree.
+        """
         pairs = sorted(zip(record.ballots(), record.solutions, strict=True), key=lambda pair: pair[0].path)
         ballots = [ballot for ballot, _ in pairs]
         numbers = sorted({b.answer_class for b in ballots if b.answer_class is not None})
@@ -60,6 +68,10 @@ class SampleSet:
             scores=np.array([_score(ballot.score) for ballot in ballots]),
             correct=np.array([bool(solution.correct) for _, solution in pairs], dtype=bool),
             scored=all(ballot.score is not None for ballot in ballots if ballot.complete),
+            units=np.arange(len(ballots))
+            if starts is None
+            else np.searchsorted(np.asarray(starts), [b.path[0] for b in ballots], side="right") - 1,
+            unit_count=len(ballots) if starts is None else len(starts),
         )
 
     @property
@@ -72,37 +84,50 @@ def accuracy_curves(sets: Sequence[SampleSet], sizes: Sequence[int], *, seed: in
     right.
 
     Args:
-        sets: one per problem, none with fewer samples than the largest N.
+        sets: one per problem, none with fewer units than the largest N.
+        sizes: numbers of units.
         seed: of the subsets, where they are drawn.
     """
+    chances = chances_by_problem(sets, sizes, seed=seed)
+    return {
+        name: [math.fsum(column) / len(sets) for column in zip(*table, strict=True)]
+        for name, table in ((name, table.tolist()) for name, table in chances.items())
+    }
+
+
+def chances_by_problem(
+    sets: Sequence[SampleSet], sizes: Sequence[int], *, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """As :func:`accuracy_curves`, before the mean: float64 [problems, sizes] for each selector and ``pass``."""
     selectors = {"majority": majority_wins}
     if all(samples.scored for samples in sets):
         selectors |= {"weighted": weighted_wins, "argmax": argmax_wins}
-    curves: dict[str, list[float]] = {name: [] for name in ("pass", *selectors)}
-    for size in sizes:
-        passed = [pass_at_k(samples.n, int(samples.correct.sum()), size) for samples in sets]
-        curves["pass"].append(math.fsum(passed) / len(sets))
-        means: dict[str, list[float]] = {name: [] for name in selectors}
+    tables = {name: np.zeros((len(sets), len(sizes))) for name in ("pass", *selectors)}
+    for place, size in enumerate(sizes):
         for index, samples in enumerate(sets):
             drawn = subsets(samples, size, np.random.default_rng([seed, size, index]))
+            single = samples.unit_count == samples.n
+            right = int(samples.correct.sum())
+            tables["pass"][index, place] = (
+                pass_at_k(samples.n, right, size) if single else (drawn & samples.correct).any(axis=1).mean()
+            )
             for name, wins in selectors.items():
-                means[name].append(float(wins(samples, drawn).mean()))
-        for name, values in means.items():
-            curves[name].append(math.fsum(values) / len(sets))
-    return curves
+                tables[name][index, place] = float(wins(samples, drawn).mean()) if samples.n else 0.0
+    return tables
 
 
 def subsets(samples: SampleSet, size: int, rng: np.random.Generator) -> Flags:
-    """Membership masks, bool [B, n]: all subsets of ``size`` samples, or B seeded ones."""
-    n = samples.n
-    most = max(16, min(_MOST_SUBSETS, _MOST_CELLS // samples.members.size))
+    """Membership masks, bool [B, n]: all subsets of ``size`` units, or B seeded ones."""
+    n = samples.unit_count
+    most = max(16, min(_MOST_SUBSETS, _MOST_CELLS // max(1, samples.members.size)))
     if math.comb(n, size) <= most:
         chosen = np.array(list(combinations(range(n), size)), dtype=np.int64)
     else:
         chosen = np.argsort(rng.random((most, n)), axis=1)[:, :size]
     masks = np.zeros((len(chosen), n), dtype=bool)
     np.put_along_axis(masks, chosen, True, axis=1)
-    return masks
+    whole: Flags = masks[:, samples.units]
+    return whole
 
 
 def argmax_wins(samples: SampleSet, masks: Flags) -> Flags:

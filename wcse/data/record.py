@@ -18,6 +18,9 @@ from wcse.votes import Ballot
 
 Path = tuple[int, ...]
 
+SAMPLERS = frozenset({"greedy", "majority", "best_of_n", "weighted_best_of_n"})
+"""Strategies whose solutions are a number of samples that was fixed beforehand."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
@@ -98,6 +101,7 @@ class SolveRecord:
         nodes: the whole tree, parents before children.
         ledger: what it cost. ``seconds``: wall time from its first request to its last.
         prompt_tokens: tokens of the root.
+        agg_strategy: the aggregation behind ``solutions``' scores; None without a verifier.
     """
 
     problem: Problem
@@ -112,6 +116,7 @@ class SolveRecord:
     seconds: float
     selector: str = ""
     prompt_tokens: int = 0
+    agg_strategy: str | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -144,8 +149,11 @@ class SolveRecord:
     def independent(self) -> bool:
         """Each solution is a chain of its own below the root and nothing was pruned: a set of samples.
 
-        Only then does a subset of the solutions show what a smaller budget would have given.
+        Only then does a subset of the solutions show what a smaller budget would have given. A search that
+        decides on the way when to stop is none, whatever its tree looks like.
         """
+        if self.strategy.partition("(")[0] not in SAMPLERS:
+            return False
         firsts = [solution.path[0] for solution in self.solutions if solution.path]
         chains = all(not any(solution.path[1:]) for solution in self.solutions)
         roots = {node.path[0] for node in self.nodes}
@@ -171,6 +179,7 @@ class SolveRecord:
             "ledger": self.ledger.to_json(),
             "seconds": self.seconds,
             "prompt_tokens": self.prompt_tokens,
+            "agg_strategy": self.agg_strategy,
         }
 
     @classmethod
@@ -188,6 +197,7 @@ class SolveRecord:
             ledger=Ledger.from_json(data["ledger"]),
             seconds=data["seconds"],
             prompt_tokens=data["prompt_tokens"],
+            agg_strategy=data.get("agg_strategy"),
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from wcse.data.costs import roles
 from wcse.data.record import Path, SolveRecord
 from wcse.votes import SELECTORS
 
@@ -158,6 +159,11 @@ NODES = pa.schema(
         ("logprob_sum", pa.float64()),
         ("prm_score", pa.float64()),
         ("state", pa.string()),
+        ("role", pa.string()),
+        ("policy_tokens_computed", pa.int32()),
+        ("policy_tokens_reused", pa.int32()),
+        ("prm_tokens_computed", pa.int32()),
+        ("prm_tokens_reused", pa.int32()),
     ]
 )
 
@@ -166,7 +172,9 @@ def nodes_table(file: BinaryIO, run: str) -> Table:
     """One row a step of any tree, pruned steps included.
 
     ``node_id`` counts from 1 within a problem and strategy, parents first; ``parent_id`` 0 is the prompt.
-    ``tok_start``, ``tok_end`` count from the end of the prompt; ``state`` is the step's finish reason.
+    ``tok_start``, ``tok_end`` count from the end of the prompt; ``state`` is the step's finish reason, ``role``
+    what it was for (``wcse.data.costs.roles``). Computed tokens are the step's own, reused ones its prefix, prompt
+    included; a verifier on the policy's own states computes none.
     """
     return Table(file, NODES, lambda record: _node_rows(record, run))
 
@@ -175,6 +183,8 @@ def _node_rows(record: SolveRecord, run: str) -> list[dict[str, Any]]:
     ids: dict[Path, int] = {(): 0}
     ends: dict[Path, int] = {(): 0}
     rows = []
+    role = roles(record)
+    reads = record.ledger.prm_computed > 0
     for node in sorted(record.nodes, key=lambda node: (len(node.path), node.path)):
         above = node.parent or ()
         ids[node.path] = len(ids)
@@ -194,6 +204,11 @@ def _node_rows(record: SolveRecord, run: str) -> list[dict[str, Any]]:
                 "logprob_sum": node.logprob,
                 "prm_score": node.score,
                 "state": node.finish,
+                "role": role[node.path],
+                "policy_tokens_computed": len(node.token_ids),
+                "policy_tokens_reused": record.prompt_tokens + ends[above],
+                "prm_tokens_computed": len(node.token_ids) if reads and node.score is not None else 0,
+                "prm_tokens_reused": record.prompt_tokens + ends[above] if node.score is not None else 0,
             }
         )
     return rows

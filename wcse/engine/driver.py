@@ -7,14 +7,29 @@ no barrier between problems. It knows nothing of what strategies, engine and sco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from wcse.budget import Account as Charges
 from wcse.engine.engine import Account, Engine, Growth, Root
 from wcse.engine.params import SamplingParams, StepRule
+from wcse.flops import ModelCost
 from wcse.ledger import Ledger
-from wcse.types import Expand, Finish, Node, Parallel, Request, Score, Search, WcseError
+from wcse.rng import uniforms
+from wcse.types import (
+    Chosen,
+    Classes,
+    Draw,
+    Expand,
+    Finish,
+    Node,
+    Parallel,
+    Request,
+    Score,
+    Search,
+    WcseError,
+)
 
 Done = Callable[[float | None], None]
 
@@ -25,6 +40,8 @@ class Scorer(Protocol):
     """Scores steps. ``done`` hears the score; None for a blank step; NaN when it cannot be read."""
 
     default_agg: str
+    cost: ModelCost | None
+    """What it costs the verifier to read a token; None for a head on the policy's own states."""
 
     @property
     def bounded(self) -> bool:
@@ -53,14 +70,20 @@ class Job:
     problem: str
     strategy: Callable[[Node], Search]
     seed: int
+    charges: Charges | None = None
+    """Counts what the search costs and keeps its budget; None counts tokens only."""
 
 
 @dataclass(eq=False)
 class Outcome:
-    """A finished search: its solutions' last nodes, every node ever written by path, and what it cost."""
+    """A finished search: its solutions' last nodes, every node ever written by path, and what it cost.
+
+    ``selector`` is the one that the strategy asked for, None where it left that to its entry.
+    """
 
     job: Job
     solutions: list[Node]
+    selector: str | None
     root: Node
     nodes: dict[tuple[int, ...], NodeTrace]
     policy: Ledger
@@ -117,15 +140,17 @@ class Driver:
         *,
         params: SamplingParams,
         rule: StepRule,
+        classify: Callable[[Sequence[Node]], list[int | None]] | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine = engine
         self.scorer = scorer
+        self.classify = classify
         self.params = params
         self.rule = rule
         self.on_step = on_step
         self._running: dict[Root, _Running] = {}
-        self._finished: list[tuple[_Running, list[Node]]] = []
+        self._finished: list[tuple[_Running, list[Node] | Chosen]] = []
         self._steps = 0
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
@@ -181,6 +206,8 @@ class Driver:
         for run, share in zip(runs, shares, strict=True):
             part = seconds * share / total if total else seconds / len(runs)
             setattr(run, field_name, getattr(run, field_name) + part)
+            if run.job.charges is not None and run.job.charges.spend(part):
+                run.root.stopped = True
 
     def _census(self) -> None:
         for root, counts in self.engine.census().items():
@@ -194,6 +221,8 @@ class Driver:
         root = self.engine.open(
             job.prompt_ids, seed=job.seed, problem=job.name, params=self.params, rule=self.rule
         )
+        if job.charges is not None:
+            job.charges.open(len(job.prompt_ids), job.name)
         run = _Running(job, root, job.strategy(root.node))
         self._running[root] = run
         self._resume(run, None)
@@ -206,7 +235,7 @@ class Driver:
             return
         self._issue(run, request, lambda answer: self._resume(run, answer))
 
-    def _finish(self, run: _Running, solutions: list[Node]) -> None:
+    def _finish(self, run: _Running, solutions: list[Node] | Chosen) -> None:
         del self._running[run.root]
         self._finished.append((run, solutions))
 
@@ -214,51 +243,89 @@ class Driver:
         finished, self._finished = self._finished, []
         return [self._outcome(run, solutions) for run, solutions in finished]
 
-    def _outcome(self, run: _Running, solutions: list[Node]) -> Outcome:
+    def _outcome(self, run: _Running, result: list[Node] | Chosen) -> Outcome:
+        selector = result.selector if isinstance(result, Chosen) else None
+        solutions = result.solutions if isinstance(result, Chosen) else result
         read = self.scorer.account(run.root) if self.scorer else Account()
         account = run.root.account
         policy = Ledger(
             policy_computed=account.computed,
             policy_reused=account.reused,
             policy_sampled=sum(len(trace.token_ids) for trace in run.nodes.values()),
+            policy_flops=run.job.charges.policy_flops if run.job.charges else 0.0,
             kv_pages=run.pages[0],
             kv_pages_unshared=run.pages[1],
             seconds=run.policy_seconds,
         )
-        verifier = Ledger(prm_computed=read.computed, prm_reused=read.reused, seconds=run.verifier_seconds)
-        return Outcome(run.job, solutions, run.root.node, run.nodes, policy, verifier)
+        verifier = Ledger(
+            prm_computed=read.computed,
+            prm_reused=read.reused,
+            prm_flops=run.job.charges.prm_flops if run.job.charges else 0.0,
+            seconds=run.verifier_seconds,
+        )
+        return Outcome(run.job, solutions, selector, run.root.node, run.nodes, policy, verifier)
 
     # -- requests ----------------------------------------------------------------------------------------
 
     def _issue(self, run: _Running, request: Request, done: Callable[[Any], None]) -> None:
         match request:
             case Expand():
-                self._expand(run, request, done)
+                (most,) = self._shares(run, (request,))
+                self._expand(run, request, most, done)
             case Score():
                 self._score(run, request, done)
             case Parallel():
                 self._parallel(run, request, done)
+            case Classes():
+                if self.classify is None:
+                    raise WcseError("strategy yielded Classes(...) and this driver compares no answers")
+                done(self.classify(request.nodes))
+            case Draw():
+                done(uniforms(run.job.seed, run.job.name, request.label, request.n))
             case _:
-                raise WcseError(f"strategy yielded {request!r}; yield Expand, Score or Parallel")
+                raise WcseError(
+                    f"strategy yielded {request!r}; yield Expand, Score, Classes, Draw or Parallel"
+                )
 
     def _parallel(self, run: _Running, request: Parallel, done: Callable[[Any], None]) -> None:
         results: list[Any] = [None] * len(request.requests)
         countdown = _Countdown(lambda: done(results))
-        for i, part in enumerate(request.requests):
+        shares = self._shares(run, request.requests)
+        for i, (part, most) in enumerate(zip(request.requests, shares, strict=True)):
 
             def keep(answer: Any, i: int = i) -> None:
                 results[i] = answer
                 countdown.hit()
 
             countdown.add()
-            self._issue(run, part, keep)
+            if isinstance(part, Expand):
+                self._expand(run, part, most, keep)
+            else:
+                self._issue(run, part, keep)
         countdown.hit()
 
-    def _expand(self, run: _Running, request: Expand, done: Callable[[Any], None]) -> None:
+    def _shares(self, run: _Running, requests: Sequence[Expand | Score]) -> list[int | None]:
+        """The most tokens of a row of each request; None: no limit."""
+        charges = run.job.charges
+        if charges is None or charges.budget is None:
+            return [None] * len(requests)
+        rows = [part.n if isinstance(part, Expand) else 0 for part in requests]
+        depths = [_depth(part.node) if isinstance(part, Expand) else 0 for part in requests]
+        contexts = [depth for depth, count in zip(depths, rows, strict=True) for _ in range(count)]
+        shares = charges.shares(contexts)
+        if shares is None:
+            return [None] * len(requests)
+        places = [sum(rows[:i]) for i in range(len(rows))]
+        return [shares[at] if count else None for at, count in zip(places, rows, strict=True)]
+
+    def _expand(self, run: _Running, request: Expand, most: int | None, done: Callable[[Any], None]) -> None:
         if not request.node.live:
             raise WcseError(
                 f"Expand(node={request.node.path}): it ended with {request.node.finish}; expand live nodes"
             )
+        if most == 0:  # nothing is left: the children are there, and empty
+            done([self._empty(run, request.node, request.first + i) for i in range(request.n)])
+            return
         nodes: list[Node | None] = [None] * request.n
         countdown = _Countdown(lambda: done(nodes))
         scores = request.score and self.scorer is not None
@@ -285,6 +352,7 @@ class Driver:
                     request.greedy,
                     on_node,
                     on_end,
+                    most,
                 )
             )
         countdown.hit()
@@ -309,6 +377,22 @@ class Driver:
 
         self.scorer.submit(run.root, run.job.problem, node, done)
 
+    def _empty(self, run: _Running, parent: Node, child: int) -> Node:
+        node = Node(parent, (*parent.path, child), (), "", Finish.BUDGET)
+        self._trace(run, node)
+        return node
+
     def _trace(self, run: _Running, node: Node) -> None:
-        assert node.finish is not None
+        assert node.finish is not None and node.parent is not None
+        if run.job.charges is not None:
+            run.job.charges.charge(len(node.token_ids), _depth(node.parent))
         run.nodes[node.path] = NodeTrace(node.token_ids, node.text, node.finish, sum(node.logprobs))
+
+
+def _depth(node: Node) -> int:
+    """Tokens from the start of the prompt to the end of the node."""
+    depth = len(node.token_ids)
+    while node.parent is not None:
+        node = node.parent
+        depth += len(node.token_ids)
+    return depth

@@ -49,11 +49,15 @@ class Root:
     rule: StepRule
     pattern: int  # delimiter and stop strings, as the text matcher knows them
     account: Account = field(default_factory=Account)
+    stopped: bool = False  # its time is over: every row ends with its next token
 
 
 @dataclass(eq=False)
 class Growth:
-    """A request to grow ``n`` children of ``node``; ``on_node`` hears of every node, ``on_end`` of each last one."""
+    """A request to grow ``n`` children of ``node``; ``on_node`` hears of every node, ``on_end`` of each last one.
+
+    ``most`` limits the tokens of each child's whole chain (at least 1; None: no limit).
+    """
 
     root: Root
     node: Node
@@ -63,6 +67,7 @@ class Growth:
     greedy: bool
     on_node: Callable[[Node], None]
     on_end: Callable[[int, Node], None]
+    most: int | None = None
     born: int = 0
 
 
@@ -82,6 +87,7 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     measures: list[float] = field(default_factory=list)
     rolling: bool = False  # the step is closed: the next token starts child 0
+    most: int | None = None  # tokens of the solution at which its share of the budget is used up
 
 
 @dataclass(eq=False)
@@ -284,6 +290,8 @@ class Engine:
             row = Row(
                 growth, growth.born, growth.node, (*growth.node.path, child), Span(parent), slot, length
             )
+            if growth.most is not None:
+                row.most = length + growth.most
             self._start(row)
             self._reuse(root, parent.depth)
             born.append((row, parent.hidden))
@@ -297,6 +305,8 @@ class Engine:
         root = row.growth.root
         row.key = node_key(root.seed, root.problem, row.path)
         left = min(root.params.max_tokens - row.length, self.model.context - row.span.start)
+        if row.most is not None:
+            left = min(left, row.most - row.length)
         row.limit = min(left, root.rule.max_tokens or left)
 
     def _sample(self, rows: list[Row], hidden: torch.Tensor) -> None:
@@ -352,6 +362,7 @@ class Engine:
                 or len(row.span.tokens) >= row.limit
                 or token in eos
                 or row.growth.root.params.stop_token_ids
+                or row.growth.root.stopped
             ):
                 finish = self._finish(row, token, flag)
                 if finish is not None:
@@ -377,6 +388,9 @@ class Engine:
             return Finish.PATH_CAP
         if row.span.depth >= self.model.context:
             return Finish.CTX
+        spent = root.stopped or (row.most is not None and row.length + count >= row.most)
+        if spent and (row.growth.to_end or not flag & DELIMITED):
+            return Finish.BUDGET
         if flag & DELIMITED:
             return Finish.DELIM
         if root.rule.max_tokens and count >= root.rule.max_tokens:

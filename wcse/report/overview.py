@@ -5,12 +5,13 @@ HTML made from ``summary.json`` alone, so it shows without JavaScript. Every tex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
 from wcse.data.tables import clean
-from wcse.report.plots import Line, Point, plot
+from wcse.report import figures
+from wcse.report.plots import draw, hue, short
 
 Numbers = Mapping[str, Any]
 """One strategy's part of ``summary.json``, or all of it."""
@@ -27,13 +28,6 @@ _SHOWN = (
     "agg_strategy",
     "seed",
 )
-_CURVES = {
-    "pass": "any right (pass@N)",
-    "weighted": "weighted vote",
-    "argmax": "best of N",
-    "majority": "majority",
-}
-_HUES = 6  # classes hue-0 .. hue-5 of the style sheet
 
 
 def facts(recipe: Numbers) -> str:
@@ -91,6 +85,8 @@ _HEADINGS = (
     ("reused", ""),
     ("PRM tokens", "computed / problem"),
     ("reused", ""),
+    ("sharing", "tokens apart : in the tree"),
+    ("GFLOPs", "/ problem"),
     ("KV pages", "peak, vs unshared"),
     ("seconds", "/ problem"),
 )
@@ -112,6 +108,8 @@ def _row(index: int, name: str, numbers: Numbers) -> str:
         _reuse(numbers["policy_tokens_computed"], numbers["policy_tokens_reused"]),
         _per(numbers["prm_tokens_computed"], count),
         _reuse(numbers["prm_tokens_computed"], numbers["prm_tokens_reused"]),
+        f"{numbers['sharing_factor']:.1f}×",
+        f"{(numbers['policy_flops'] + numbers['prm_flops']) / 1e9 / count:,.2f}" if count else "–",
         _pages(numbers["kv_pages_peak"], numbers["kv_pages_unshared_peak"]),
         f"{numbers['seconds'] / count:.2f}" if count else "–",
     ]
@@ -152,95 +150,47 @@ def _pages(peak: int, unshared: int) -> str:
 
 
 def plots(summary: Numbers) -> str:
-    """Accuracy against N and against tokens; empty without a set of samples to draw from."""
-    source = _sample_strategy(summary)
+    """Accuracy against N, tokens and FLOPs, and by difficulty; empty without a set of samples to draw from."""
+    source = figures.sample_strategy(summary)
     if source is None:
         return ""
-    figures = [_accuracy_vs_n(summary, source)]
-    if summary["strategies"][source]["policy_tokens_sampled"]:
-        figures.append(_accuracy_vs_tokens(summary, source))
+    made = [make(summary) for make in figures.BY_X.values()]
+    shown = "".join(f"<figure>{draw(figure)}</figure>" for figure in made if figure is not None)
     note = (
         f"Lines: the samples of <code>{escape(source)}</code>, each selector at each N, averaged over subsets of "
-        "the samples. Diamonds: strategies that are no subset of them, with 95 % Wilson intervals."
+        "the samples, with 95 % bands over problems drawn anew. Diamonds: strategies that are no subset of them, "
+        "with 95 % Wilson intervals."
     )
-    shown = "".join(f"<figure>{figure}</figure>" for figure in figures)
-    return f'<div class="figures">{shown}</div><p class="note">{note}</p>'
+    return f'<div class="figures">{shown}</div><p class="note">{note}</p>{_by_difficulty(summary)}'
 
 
-def _accuracy_vs_n(summary: Numbers, source: str) -> str:
-    sizes = summary["curves"][source]["n"]
-    return plot(
-        [Line(label, style, sizes, ys) for label, style, ys, _ in _curves(summary, source)],
-        _points(summary, lambda numbers: max(1, round(numbers["solutions"] / numbers["problems"]))),
-        x_title="N, solutions per problem",
-        y_title="accuracy",
-        x_format=short,
-        ticks=sizes,
+def _by_difficulty(summary: Numbers) -> str:
+    """Each strategy's accuracy in fifths of the problems."""
+    bins = summary["difficulty"]
+    if not bins:
+        return ""
+    heads = "".join(
+        f'<th class="bin">{name}<br><small>pass@1 {part["pass@1"]:.0%}, {part["problems"]} problems</small></th>'
+        for name, part in zip(
+            ("easiest fifth", "second", "third", "fourth", "hardest fifth"), bins, strict=True
+        )
     )
-
-
-def _accuracy_vs_tokens(summary: Numbers, source: str) -> str:
-    numbers, sizes = summary["strategies"][source], summary["curves"][source]["n"]
-    lines = [
-        Line(label, style, _costs(numbers, sizes, prm=prm), ys)
-        for label, style, ys, prm in _curves(summary, source)
-    ]
-    return plot(
-        lines,
-        _points(summary, lambda n: (n["policy_tokens_computed"] + n["prm_tokens_computed"]) / n["problems"]),
-        x_title="tokens computed per problem, policy + PRM",
-        y_title="accuracy",
-        x_format=short,
+    rows = "".join(
+        f'<tr><td class="name"><span class="swatch {hue(index)}"></span>{escape(strategy)}</td>'
+        f"{''.join(_meter(index, part['accuracy'].get(strategy)) for part in bins)}</tr>"
+        for index, strategy in enumerate(summary["strategies"])
+    )
+    return (
+        '<h2>By difficulty</h2><div class="scroll"><table>'
+        f"<thead><tr><th>strategy</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
-def _curves(summary: Numbers, source: str) -> list[tuple[str, str, list[float], bool]]:
-    """(label, style, accuracies, needs the verifier) of each selector."""
-    curves = dict(summary["curves"][source])
-    alone = summary["curves"].get("majority")
-    if alone is not None and alone["n"] == curves["n"]:
-        curves["majority"] = alone["majority"]  # with a verifier's scores its ties would be broken better
-    verified = ("weighted", "argmax")
-    return [
-        (label, f"line-{name}", curves[name], name in verified)
-        for name, label in _CURVES.items()
-        if name in curves
-    ]
-
-
-def _sample_strategy(summary: Numbers) -> str | None:
-    """The strategy whose samples show most: the most selectors, then the largest N."""
-    curves = summary["curves"]
-    return max(curves, key=lambda name: (len(curves[name]), curves[name]["n"][-1]), default=None)
-
-
-def _points(summary: Numbers, x_of: Callable[[Numbers], float]) -> list[Point]:
-    """The strategies that are no point of the curves."""
-    return [
-        Point(name, hue(index), x_of(n), n["accuracy"], n["accuracy_low"], n["accuracy_high"])
-        for index, (name, n) in enumerate(summary["strategies"].items())
-        if n["accuracy"] is not None and name not in summary["curves"]
-    ]
-
-
-def _costs(numbers: Numbers, sizes: Iterable[int], *, prm: bool) -> list[float]:
-    """Tokens per problem at each N: the prompt once, and N solutions of mean length."""
-    count, per_problem = numbers["problems"], numbers["solutions"] / numbers["problems"]
-    sampled = numbers["policy_tokens_sampled"] / count
-    fixed = numbers["policy_tokens_computed"] / count - sampled
-    verifier = numbers["prm_tokens_computed"] / count if prm else 0.0
-    return [max(1.0, fixed + (sampled + verifier) * size / per_problem) for size in sizes]
-
-
-def hue(index: int) -> str:
-    """The class of the colour of the strategy at this place in the recipe."""
-    return f"hue-{index % _HUES}"
-
-
-def short(value: float) -> str:
-    """1234 -> ``1.2k``; small numbers as they are."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            text = f"{value / size:.1f}" if value < 100 * size else f"{value / size:.0f}"
-            return text.removesuffix(".0") + unit
-    return f"{value:.0f}"
+def _meter(index: int, share: float | None) -> str:
+    if share is None:
+        return '<td class="bin">–</td>'
+    return (
+        f'<td class="bin">{share:.0%}<svg class="meter {hue(index)}" viewBox="0 0 100 5" preserveAspectRatio="none" '
+        f'aria-hidden="true"><rect class="track" width="100" height="5"/>'
+        f'<rect class="fill" width="{100 * share:.1f}" height="5"/></svg></td>'
+    )

@@ -18,12 +18,14 @@ _ASIDE = 13
 
 @dataclass(frozen=True)
 class Line:
-    """A curve. ``style`` is the CSS class that gives its colour."""
+    """A curve. ``style`` is the CSS class that gives its colour; ``lows`` and ``highs`` bound its band, if any."""
 
     name: str
     style: str
     xs: Sequence[float]
     ys: Sequence[float]
+    lows: Sequence[float] = ()
+    highs: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,29 @@ class Point:
     high: float
 
 
+@dataclass(frozen=True)
+class Figure:
+    """What a plot shows: logarithmic x, shares on y. ``ticks`` None places them by itself."""
+
+    x_title: str
+    lines: Sequence[Line]
+    points: Sequence[Point]
+    ticks: Sequence[float] | None = None
+    y_title: str = "accuracy"
+
+
+def draw(figure: Figure) -> str:
+    """The figure as an SVG element."""
+    return plot(
+        figure.lines,
+        figure.points,
+        x_title=figure.x_title,
+        y_title=figure.y_title,
+        x_format=short,
+        ticks=figure.ticks,
+    )
+
+
 def plot(
     lines: Sequence[Line],
     points: Sequence[Point],
@@ -50,15 +75,19 @@ def plot(
     """An SVG element: logarithmic x, shares 0..1 as percentages on y, names at the right of what they
     name."""
     xs = [x for line in lines for x in line.xs] + [point.x for point in points]
-    ys = [y for line in lines for y in line.ys] + [y for point in points for y in (point.low, point.high)]
+    ys = [y for line in lines for y in (*line.ys, *line.lows, *line.highs)]
+    ys += [y for point in points for y in (point.low, point.high)]
     frame = _Frame.around(xs, ys)
     parts = [_axes(frame, x_title, y_title, x_format, ticks if ticks is not None else frame.log_ticks())]
+    parts += [_band(frame, line) for line in lines if line.lows]
     parts += [_line(frame, line, x_format) for line in lines]
     at = _abreast(frame, points, [frame.x(line.xs[-1]) for line in lines])
     parts += [_point(frame, point, x, x_format) for point, x in zip(points, at, strict=True)]
-    parts.append(_labels(frame, lines, points, at))
+    left = max([WIDTH - _RIGHT + 40.0, *(x + 24 for x in at)])  # points that were moved aside push the names
+    parts.append(_labels(frame, lines, points, at, left))
     label = escape(f"{y_title} against {x_title}", quote=True)
-    opening = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+    width = round(left + _RIGHT - 40)
+    opening = f'<svg class="plot" viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{label}">'
     return f"{opening}{''.join(parts)}</svg>"
 
 
@@ -125,6 +154,12 @@ def _axes(
     return "".join(parts)
 
 
+def _band(frame: _Frame, line: Line) -> str:
+    upper = [f"{frame.x(x)},{frame.y(y)}" for x, y in zip(line.xs, line.highs, strict=True)]
+    lower = [f"{frame.x(x)},{frame.y(y)}" for x, y in zip(line.xs, line.lows, strict=True)]
+    return f'<polygon class="band {line.style}" points="{" ".join([*upper, *reversed(lower)])}"/>'
+
+
 def _line(frame: _Frame, line: Line, x_format: Callable[[float], str]) -> str:
     dots = [(frame.x(x), frame.y(y)) for x, y in zip(line.xs, line.ys, strict=True)]
     path = " ".join(f"{x},{y}" for x, y in dots)
@@ -163,14 +198,15 @@ def _point(frame: _Frame, point: Point, x: float, x_format: Callable[[float], st
     )
 
 
-def _labels(frame: _Frame, lines: Sequence[Line], points: Sequence[Point], at: Sequence[float]) -> str:
+def _labels(
+    frame: _Frame, lines: Sequence[Line], points: Sequence[Point], at: Sequence[float], left: float
+) -> str:
     """Names beside their marks: those that end at the right in a column, the others where they are."""
     marks = [(frame.y(line.ys[-1]), frame.x(line.xs[-1]), line.name, line.style) for line in lines]
     marks += [(frame.y(point.y), x, point.name, point.style) for point, x in zip(points, at, strict=True)]
     edge = _LEFT + 0.6 * (WIDTH - _LEFT - _RIGHT)
     column = sorted(mark for mark in marks if mark[1] >= edge)
     places = spread([mark[0] for mark in column], _LABEL_GAP, _TOP + 6, HEIGHT - _BOTTOM - 4)
-    left = WIDTH - _RIGHT + 40
     parts = [
         f'<text class="label {style}" x="{x + 11}" y="{y + 4}">{escape(name)}</text>'
         for y, x, name, style in marks
@@ -199,3 +235,20 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     places = [place + shift for place in places]
     over = max(0.0, places[-1] - high) if places else 0.0
     return [round(max(low + i * gap, place - over), 1) for i, place in enumerate(places)]
+
+
+_HUES = 6  # classes hue-0 .. hue-5 of the style sheet
+
+
+def hue(index: int) -> str:
+    """The class of the colour of the strategy at this place in the recipe."""
+    return f"hue-{index % _HUES}"
+
+
+def short(value: float) -> str:
+    """1234 -> ``1.2k``; small numbers as they are."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            text = f"{value / size:.1f}" if value < 100 * size else f"{value / size:.0f}"
+            return text.removesuffix(".0") + unit
+    return f"{value:.0f}"

@@ -16,6 +16,7 @@ _HEAD = (
     "reused",
     "PRM tokens",
     "reused",
+    "sharing",
     "seconds",
 )
 
@@ -23,7 +24,7 @@ _HEAD = (
 def summary_table(summary: Mapping[str, Any]) -> str:
     """One row a strategy; token counts are totals of what was computed, "reused" is what the tree saved."""
     rows = [_row(name, numbers) for name, numbers in summary["strategies"].items()]
-    return _align([_HEAD, *_one_sample(summary), *rows])
+    return align([_HEAD, *_one_sample(summary), *rows])
 
 
 def _one_sample(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -46,11 +47,13 @@ def _row(name: str, numbers: Mapping[str, Any]) -> tuple[str, ...]:
         short(numbers["policy_tokens_reused"]),
         short(numbers["prm_tokens_computed"]),
         short(numbers["prm_tokens_reused"]),
+        f"{numbers['sharing_factor']:.1f}x",
         f"{numbers['seconds']:.1f}",
     )
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """The rows as columns, the first of them left-aligned, with a rule below the first row."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(

@@ -16,6 +16,7 @@ import torch
 from wcse.engine.driver import Done
 from wcse.engine.engine import Account, Engine, Root
 from wcse.engine.runner import KVMemoryError, Runner, Span
+from wcse.flops import ModelCost
 from wcse.kernels.copies import join_rows
 from wcse.reward.head import Head
 from wcse.reward.layout import Layout
@@ -33,6 +34,7 @@ def blank(node: Node) -> bool:
 class SharedHead:
     """A head on the policy's own hidden states; a score costs one row of a small matrix product."""
 
+    cost: ModelCost | None = None
     bounded = True
 
     def __init__(self, engine: Engine, head: Head, *, default_agg: str = "last") -> None:
@@ -100,6 +102,7 @@ class SeparatePRM:
         self.reader = reader
         self.context = context
         self.default_agg = default_agg
+        self.cost: ModelCost | None = ModelCost.of(runner.decoder.spec, head=False)
         self._mirrors: WeakKeyDictionary[Root, _Mirror] = WeakKeyDictionary()
         self._spans: WeakKeyDictionary[Node, Span] = WeakKeyDictionary()
         self._queue: list[_Reading] = []
@@ -236,6 +239,8 @@ class ImplicitPRM:
         self.reference = reference
         self.beta = beta
         self.bias = bias
+        sides = [ModelCost.of(side.runner.decoder.spec) for side in (model, reference)]
+        self.cost: ModelCost | None = sides[0] + sides[1]
 
     def submit(self, root: Root, problem: str, node: Node, done: Done) -> None:
         if blank(node):

@@ -13,6 +13,7 @@ import torch
 
 from wcse.engine.driver import Done
 from wcse.engine.engine import Account, Engine, Root
+from wcse.flops import ModelCost
 from wcse.reward.scorer import blank
 from wcse.types import Node, WcseError
 
@@ -47,6 +48,7 @@ class PolicyScorer:
 
     default_agg = "mean"
     bounded = False
+    cost: ModelCost | None = None
     waiting = 0
 
     def __init__(self, engine: Engine, measure: str) -> None:

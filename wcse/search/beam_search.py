@@ -7,10 +7,12 @@ and asks for at most ``n`` children a round.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from wcse.search.config import SearchConfig
 from wcse.search.ranking import distinct, ranked, solutions
+from wcse.search.rollout import Path, values
 from wcse.types import Expand, Node, Parallel, Search
 
 
@@ -26,20 +28,26 @@ def beam_search(root: Node, config: SearchConfig) -> Search:
         complete += [child for child in children if child.complete]
         truncated += [child for child in children if not child.complete and not child.live]
         del truncated[config.n :]
-        beam = _allocate(children, config.n - len(complete), config)
-        del groups, children  # a node that nobody holds is pruned, and its memory is free for the next round
+        live = distinct(child for child in children if child.live) if len(complete) < config.n else []
+        worth = yield from values(live, config)
+        beam = _allocate(live, worth, config.n - len(complete), config.beam_width)
+        del groups, children, live  # a node that nobody holds is pruned, and its memory is free again
         if not beam:
             break
     return solutions(complete, truncated, config.n)
 
 
-def _allocate(children: Sequence[Node], free: int, config: SearchConfig) -> list[tuple[Node, int]]:
+def lookahead_search(root: Node, config: SearchConfig) -> Search:
+    """Beam search whose steps are ranked after at least one greedy step of lookahead."""
+    return beam_search(root, replace(config, lookahead=max(1, config.lookahead)))
+
+
+def _allocate(
+    live: Sequence[Node], worth: Mapping[Path, float], free: int, beam_width: int
+) -> list[tuple[Node, int]]:
     """The next beam: the best live children and how many children each gets; the widths sum to ``free``."""
-    live = distinct(child for child in children if child.live)
-    keep = min(len(live), -(-free // config.beam_width))
+    keep = min(len(live), -(-free // beam_width))
     if keep == 0:
         return []
     width, extra = divmod(free, keep)
-    return [
-        (node, width + (rank < extra)) for rank, node in enumerate(ranked(live, config.aggregation)[:keep])
-    ]
+    return [(node, width + (rank < extra)) for rank, node in enumerate(ranked(live, worth)[:keep])]

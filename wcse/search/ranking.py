@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from wcse.types import Node
 from wcse.votes import aggregate, rank_key
 
 
-def ranked(nodes: Iterable[Node], agg_strategy: str) -> list[Node]:
-    """The nodes, best first, by (larger aggregated score, smaller path).
+def ranked(nodes: Iterable[Node], worth: str | Mapping[tuple[int, ...], float]) -> list[Node]:
+    """The nodes, best first, by (larger value, smaller path).
+
+    Args:
+        worth: the value of each node by its path, or the name of the aggregation of its step scores.
 
     Raises:
         WcseError: a step on a path was never scored.
     """
-    return sorted(nodes, key=lambda node: rank_key(aggregate(node.scores, agg_strategy), node.path))
+
+    def value(node: Node) -> float:
+        return aggregate(node.scores, worth) if isinstance(worth, str) else worth[node.path]
+
+    return sorted(nodes, key=lambda node: rank_key(value(node), node.path))
 
 
 def distinct(nodes: Iterable[Node]) -> list[Node]:

@@ -1,0 +1,171 @@
+"""``wcse optimal``: sweep strategies over budgets, and find which one pays for which problems."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wcse.cli.command import Command, Options
+from wcse.cli.eval import counts, specs
+from wcse.cli.solve import SOLVE_OPTIONS, solve
+from wcse.types import WcseError
+
+_SAMPLERS = ("majority", "best_of_n", "weighted_best_of_n")
+_OWN = ("budgets", "strategies", "difficulty", "probes", "bins", "out", "quiet")
+
+
+def optimal(options: Options) -> int:
+    """Run what the sweep lacks, fit, print, and write ``optimal.json`` and ``policy.json``."""
+    from wcse.optimal.difficulty import Difficulty
+    from wcse.recipe import Recipe
+
+    budgets = sorted(options.get("budgets", (4, 16)))
+    difficulty = Difficulty(
+        options.get("difficulty", "verifier"), options.get("probes", 4), options.get("bins", "quintile")
+    )
+    folder = Path(options["out"])
+    recipe = {k: v for k, v in options.items() if k not in _OWN or k == "quiet"}
+    recipe |= {
+        "n": max(budgets),
+        "strategies": sweep(
+            options.get("strategies", ("beam_search", "dvts")),
+            budgets,
+            difficulty.samples,
+            scored="prm" in options,
+            beam_width=options.get("beam_width", 4),
+        ),
+        "out": str(folder / "sweep"),
+    }
+    Recipe.parse({k: v for k, v in recipe.items() if k != "quiet"})  # refuse before anything is written
+    code = solve(recipe)
+    if code == 0:
+        _fit(folder, budgets, difficulty)
+    return code
+
+
+def sweep(
+    trees: Sequence[str], budgets: Sequence[int], probes: int, *, scored: bool, beam_width: int
+) -> tuple[str, ...]:
+    """The strategies to run: the sample sets at the largest budget, the tree searches at every budget, whole
+    and less the probes."""
+    from wcse.optimal.policy_file import tree_budgets
+    from wcse.search import parse_strategy
+
+    names: dict[str, None] = dict.fromkeys(_SAMPLERS if scored else _SAMPLERS[:1])
+    for text in trees if scored else ():
+        spec = parse_strategy(text)
+        if "n" in spec.options:
+            raise WcseError(f"strategy={text!r}: n comes from --budgets; leave it out")
+        if spec.name in (*_SAMPLERS, "greedy", "auto"):
+            raise WcseError(f"strategy={text!r}: give tree searches; sample sets are swept anyway")
+        width = spec.options.get("beam_width", beam_width)
+        for n in tree_budgets(budgets, probes, width):
+            names[str(type(spec)(spec.name, {**spec.options, "n": n}))] = None
+    return tuple(names)
+
+
+def _fit(folder: Path, budgets: Sequence[int], difficulty: Any) -> None:
+    from dataclasses import asdict
+
+    from wcse.data.disk import atomic_file
+    from wcse.data.journal import read_header, read_records
+    from wcse.optimal.fit import by_bin, cross_validate, fit, fixed_points
+    from wcse.optimal.grid import read_grid
+    from wcse.optimal.policy_file import save
+    from wcse.search.auto import FEATURES
+
+    grid = read_grid(folder / "sweep", budgets, difficulty)
+    found = {
+        "difficulty": asdict(difficulty),
+        "problems": len(grid.problems),
+        "fixed": [point for n in budgets for point in fixed_points(grid, n)],
+        "optimal": [cross_validate(grid, n) for n in budgets],
+        "bins": [row for n in budgets for row in by_bin(grid, n)],
+    }
+    _show(found, budgets)
+    table = fit(grid, budgets)
+    with atomic_file(folder / "optimal.json") as file:
+        file.write(json.dumps(found, indent=2).encode("ascii") + b"\n")
+    for n, cells in table.choices.items():
+        print(f"n={n}: " + "; ".join(f"bin {i}: {cell.strategy}" for i, cell in enumerate(cells)))
+    if difficulty.kind in FEATURES:
+        header = read_header(folder / "sweep")
+        scores = {record.agg_strategy for record in read_records(folder / "sweep")} - {None}
+        save(
+            folder / "policy.json",
+            table,
+            difficulty,
+            agg_strategy=str(next(iter(sorted(map(str, scores))), "last")),
+            recipe=header.recipe,
+            inputs=header.inputs,
+        )
+        print(f"\npolicy file: {folder / 'policy.json'}")
+
+
+def _show(found: Mapping[str, Any], budgets: Sequence[int]) -> None:
+    from wcse.report.terminal import align
+
+    print(f"\neach strategy alone, {found['problems']} problems:")
+    rows = [_point_row(point["strategy"], point) for point in found["fixed"]]
+    for point in found["optimal"]:
+        rows.append(_point_row(f"best fixed, cross-validated (n={point['n']})", point["best_fixed"]))
+        rows.append(_point_row(f"auto, cross-validated (n={point['n']})", point["auto"]))
+    print(align([("strategy", "accuracy", "95 % interval", "tokens"), *rows]))
+    for point in found["optimal"]:
+        gain, low, high = (100 * point[name] for name in ("gain", "gain_low", "gain_high"))
+        probes = point["auto"]["tokens"] - point["auto"]["tokens_without_probes"]
+        print(
+            f"n={point['n']}: auto over best fixed {gain:+.1f} points ({low:+.1f} to {high:+.1f}); "
+            f"{probes:,.0f} of its tokens a problem are probes that nothing else used"
+        )
+    largest = max(budgets)
+    print(f"\nby difficulty (bin 0 is the easiest), n={largest}:")
+    binned = [row for row in found["bins"] if row["n"] == largest]
+    numbers = sorted({row["bin"] for row in binned})
+    cells: dict[str, dict[int, str]] = {}
+    for row in binned:
+        cells.setdefault(row["strategy"], {})[row["bin"]] = f"{row['accuracy']:.0%}"
+    head = ("strategy", *(f"bin {number}" for number in numbers))
+    print(align([head, *((name, *(row[b] for b in numbers)) for name, row in cells.items())]))
+    print()
+
+
+def _point_row(name: str, point: Mapping[str, float]) -> tuple[str, ...]:
+    interval = f"{point['low']:.1%} - {point['high']:.1%}"
+    return name, f"{point['accuracy']:.1%}", interval, f"{point['tokens']:,.0f}"
+
+
+_RECIPE = tuple(
+    option
+    for option in SOLVE_OPTIONS
+    if option[0] not in ("strategy", "n", "budget", "out", "strategy-policy")
+)
+
+COMMANDS = (
+    Command(
+        "optimal",
+        "which strategy pays for which problems, at each budget; makes the policy file of strategy auto",
+        optimal,
+        (
+            ("budgets", {"type": counts, "metavar": "N[,N2]", "help": "budgets in solutions (default 4,16)"}),
+            (
+                "strategy",
+                {
+                    "dest": "strategies",
+                    "type": specs,
+                    "metavar": "S[,S2]",
+                    "help": "tree searches to sweep (default beam_search,dvts); sample sets are always swept",
+                },
+            ),
+            ("difficulty", {"metavar": "D", "help": "verifier, agreement or oracle (default verifier)"}),
+            ("probes", {"type": int, "metavar": "K", "help": "samples that measure difficulty (default 4)"}),
+            ("bins", {"metavar": "B", "help": "quintile or absolute (default quintile)"}),
+            ("out", {"metavar": "DIR", "help": "directory of the sweep, optimal.json and policy.json"}),
+            *_RECIPE,
+        ),
+        needs=("policy", "problems", "out"),
+        epilog="With --difficulty oracle the table explains, and no policy file is written.\n",
+    ),
+)

@@ -1,0 +1,35 @@
+"""Lookahead (Snell et al., arXiv 2408.03314, 5.2): judge a step by where greedy decoding leads from it.
+
+A rollout below a candidate is scored together with it and then dropped: paid for, never committed. One round
+over N candidates with lookahead k writes up to N (k + 1) steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from wcse.search.config import SearchConfig
+from wcse.types import LOOKAHEAD, Expand, Finish, Node, Parallel, Request
+from wcse.votes import aggregate
+
+Path = tuple[int, ...]
+
+
+def values(nodes: Sequence[Node], config: SearchConfig) -> Generator[Request, Any, dict[Path, float]]:
+    """The value of each node by its path: the aggregated score of the node and of its rollout, if it has one.
+
+    ``config.lookahead`` greedy steps follow each live node; a rollout ends early where its solution does.
+    """
+    tips = {node.path: node for node in nodes}
+    for step in range(config.lookahead):
+        going = [path for path, tip in tips.items() if tip.live]
+        if not going:
+            break
+        first = LOOKAHEAD if step == 0 else 0
+        grown = yield Parallel(tuple(Expand(tips[path], 1, first, greedy=True) for path in going))
+        for path, (tip,) in zip(going, grown, strict=True):
+            if tip.finish is not Finish.ERROR:  # a step that failed has no score and says nothing
+                tips[path] = tip
+        del grown
+    return {path: aggregate(tip.scores, config.aggregation) for path, tip in tips.items()}
