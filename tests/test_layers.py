@@ -31,6 +31,8 @@ LAYERS = (
     ("engine", "data", "report"),
     ("reward",),
     ("solve",),
+    ("synth",),
+    ("train",),
     ("cli",),
 )
 FREE = {"zoo", "_core"}  # models and their training scripts use every layer; only path() is used from below
