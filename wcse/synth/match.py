@@ -17,10 +17,15 @@ from wcse.synth.recipe import SynthRecipe
 from wcse.synth.record import Unit
 
 _PILOT = 8
-"""Problems of the first round, which draws one sample each to learn how long this sampler's solutions are."""
+"""Problems of the first round, which draws one sample each to learn how long this sampler's solutions are; at
+least, and at least a twentieth of all."""
 
-_SHARES = (0.9, 0.98)
-"""Shares of what is left that the second and the later rounds may plan to use: lengths vary."""
+_SHARES = (0.5, 0.98)
+"""Least and largest share of what is left that one round may plan to use; between them, two standard errors of
+the mean length keep a round from overdrawing."""
+
+_LEAST_DEVIATION = 0.4
+"""Relative standard deviation that is assumed of lengths at least: a few calls may look alike by chance."""
 
 _CLOSE_ENOUGH = 0.001
 """Left of the budget at which no further round is worth a prompt."""
@@ -89,9 +94,9 @@ class Planner:
         quantum = recipe.samplers[sampler].quantum
         lot = self._fewest(sampler, block, charges, live)
         if block == 0:
-            return [Unit(sampler, 0, problem, quantum) for problem in lot[:_PILOT]]
-        call, sample = self._estimate(sampler, block, charges)
-        share = left * (_SHARES[0] if block == 1 else _SHARES[1])
+            return [Unit(sampler, 0, problem, quantum) for problem in lot[: max(_PILOT, len(live) // 20)]]
+        call, sample, error = self._estimate(sampler, block, charges)
+        share = left * min(max(1 - 2 * error, _SHARES[0]), _SHARES[1])
         shots = int((share - len(live) * call) / (quantum * sample)) if sample > 0 else 0
         if shots >= len(live):  # everybody gets as many, and some one more in the same call
             each, more = divmod(shots, len(live))
@@ -146,17 +151,35 @@ class Planner:
                 failed |= {problem for problem, charge in costs.items() if not charge.calls}
         return [problem for problem in self._problems if problem not in failed]
 
-    def _estimate(self, sampler: str, block: int, charges: Charges) -> tuple[float, float]:
-        """Expected cost of a call's prompt and of one sample, from this sampler's rounds so far."""
-        seen = _total(charges, sampler, block)
-        if not seen.samples:
-            return 0.0, 0.0
-        if self._recipe.match == "seconds":  # measured as a whole: prompts are not timed apart
-            return 0.0, seen.seconds / seen.samples
+    def _estimate(self, sampler: str, block: int, charges: Charges) -> tuple[float, float, float]:
+        """Expected cost of a call's prompt and of one sample, from this sampler's rounds so far, and the relative
+        standard error of the latter."""
+        calls = [
+            charge
+            for (name, number), costs in sorted(charges.items())
+            if name == sampler and number < block
+            for charge in costs.values()
+            if charge.calls
+        ]
+        if not calls:
+            return 0.0, 0.0, 1.0
+        pairs = [self._apart(sampler, charge) for charge in calls]
+        samples = sum(charge.samples for charge in calls)
+        mean = math.fsum(text for _, text in pairs) / samples
+        each = [text / charge.samples for (_, text), charge in zip(pairs, calls, strict=True)]
+        spread = math.fsum((value - mean) ** 2 for value in each) / max(1, len(each) - 1)
+        deviation = max(math.sqrt(spread) / mean, _LEAST_DEVIATION) if mean else 1.0
+        error = deviation / math.sqrt(len(each))
+        return math.fsum(prompt for prompt, _ in pairs) / len(calls), mean, error
+
+    def _apart(self, sampler: str, charge: Charge) -> tuple[float, float]:
+        """Cost of a charge's prompts and of its samples. Seconds are measured as a whole: prompts are not timed."""
+        if self._recipe.match == "seconds":
+            return 0.0, charge.seconds
         verifier = self._recipe.samplers[sampler].reads_verifier
-        prompt = Charge(read=seen.read, checked=seen.read if verifier else 0)
-        text = Charge(written=seen.written, checked=seen.written if verifier else 0)
-        return self._cost(sampler, prompt) / seen.calls, self._cost(sampler, text) / seen.samples
+        prompt = Charge(read=charge.read, checked=charge.read if verifier else 0)
+        text = Charge(written=charge.written, checked=charge.written if verifier else 0)
+        return self._cost(sampler, prompt), self._cost(sampler, text)
 
     def _fewest(self, sampler: str, block: int, charges: Charges, live: Sequence[str]) -> list[str]:
         """Problems in the order in which they are given an extra sample: the fewest so far, then by lot."""
