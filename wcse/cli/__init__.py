@@ -11,14 +11,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wcse.cli import prm, solve, synth
+from wcse.cli import experiment, prm, solve, synth, train
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
 from wcse.types import WcseError
 
-COMMANDS: tuple[Command, ...] = (*solve.COMMANDS, *prm.COMMANDS, *synth.COMMANDS)
-
-GROUPS: dict[str, str] = {"prm": "process reward models by themselves"}
+GROUPS: dict[str, str] = {
+    "prm": "process reward models by themselves",
+    "experiment": "studies that run end to end and print their tables",
+}
 """What a group of commands is about, by its first word."""
 
 

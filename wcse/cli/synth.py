@@ -11,9 +11,10 @@ from wcse.cli.command import INTERRUPTED, Arguments, Command, Options
 from wcse.types import WcseError
 
 if TYPE_CHECKING:
+    from wcse.data.journal import Journal
     from wcse.synth.outputs import Derived
     from wcse.synth.recipe import SynthRecipe
-    from wcse.synth.run import Executor, Progress
+    from wcse.synth.run import Progress
     from wcse.types import Problem
 
 UNMATCHED = 3
@@ -88,75 +89,38 @@ def _run(
     recipe: SynthRecipe, problems: Sequence[Problem], bad_rows: Sequence[str], modes: dict[str, Any]
 ) -> Derived | None:
     """The outputs; None when it was interrupted."""
-    from wcse.problems import load_problems
-    from wcse.synth.generate import sizes_of
     from wcse.synth.judges import read_labels
-    from wcse.synth.outputs import write_synth
-    from wcse.synth.run import synthesize
+    from wcse.synth.work import run_synth
 
-    labels = read_labels(modes["labels"]) if modes["labels"] else None
-    evaluation = [p for spec in recipe.filters.contamination for p in load_problems(spec)]
-    sizes = sizes_of(recipe)
     directory = recipe.out or f"runs/synth-{recipe.digest[:12]}"
-    with _journal(recipe, problems, directory) as journal:
+    done: set[tuple[str, str]] = set()
+
+    def opened(journal: Journal) -> None:
+        nonlocal done
+        done = journal.done
+        where = f"resuming {len(done)} units in" if done else "writing to"
         if not modes["quiet"]:
-            where = f"resuming {len(journal.done)} units in" if journal.done else "writing to"
             print(
                 f"wcse: {len(problems)} problems, {' and '.join(recipe.order)}; {where} {directory}",
                 file=sys.stderr,
             )
-        try:
-            with _executor(recipe) as executor:
-                totals, balances = synthesize(
-                    recipe, problems, journal, executor, sizes, _Line(quiet=bool(modes["quiet"]))
-                )
-        except KeyboardInterrupt:
-            done = len(journal.done)
-            print(
-                f"\nwcse: interrupted: {done} units are stored in {directory}; run it again to go on",
-                file=sys.stderr,
-            )
-            return None
-        return write_synth(
-            directory,
+
+    try:
+        return run_synth(
             recipe,
-            totals,
-            balances,
-            sizes,
-            evaluation=evaluation,
-            labels=labels,
+            problems,
+            directory,
+            labels=read_labels(modes["labels"]) if modes["labels"] else None,
             bad_rows=bad_rows,
+            on_open=opened,
+            on_progress=_Line(quiet=bool(modes["quiet"])),
         )
-
-
-def _executor(recipe: SynthRecipe) -> Any:
-    from contextlib import nullcontext
-
-    from wcse.synth.generate import LocalExecutor
-    from wcse.synth.workers import WorkerPool
-
-    if recipe.workers:
-        return WorkerPool(recipe, recipe.workers)
-    executor: Executor = LocalExecutor(recipe)
-    return nullcontext(executor)
-
-
-def _journal(recipe: SynthRecipe, problems: Sequence[Problem], directory: str) -> Any:
-    from importlib.metadata import version
-
-    from wcse.data.fingerprint import fingerprint_path, fingerprint_problems
-    from wcse.data.journal import Header, Journal
-    from wcse.models.load import find_model
-
-    inputs = {"problems": fingerprint_problems(problems)}
-    for name, spec in recipe.samplers.items():
-        inputs[f"samplers.{name}.model"] = fingerprint_path(find_model(spec.model))
-        if spec.prm and spec.prm != "shared":
-            inputs[f"samplers.{name}.prm"] = fingerprint_path(find_model(spec.prm))
-    versions = {name: version(name) for name in ("wcse", "torch", "transformers", "numpy")}
-    return Journal.open(
-        directory, Header(recipe.generation(), inputs, tuple(p.id for p in problems), versions)
-    )
+    except KeyboardInterrupt:
+        print(
+            f"\nwcse: interrupted: {len(done)} units are stored in {directory}; run it again to go on",
+            file=sys.stderr,
+        )
+        return None
 
 
 class _Line:
