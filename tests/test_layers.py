@@ -33,6 +33,7 @@ LAYERS = (
     ("solve",),
     ("synth",),
     ("train",),
+    ("audit",),
     ("cli",),
 )
 FREE = {"zoo", "_core"}  # models and their training scripts use every layer; only path() is used from below

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wcse.cli import experiment, prm, solve, synth, train
+from wcse.cli import audit, experiment, prm, solve, synth, train
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
 from wcse.types import WcseError
