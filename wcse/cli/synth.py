@@ -31,7 +31,7 @@ def synth(options: Options) -> int:
     from wcse.synth.recipe import SynthRecipe
 
     options = dict(options)
-    modes = {name: options.pop(name, None) for name in ("plan", "quiet", "labels", "push_to_hub")}
+    modes = {name: options.pop(name, None) for name in ("plan", "quiet", "labels", "judged", "push_to_hub")}
     recipe = SynthRecipe.parse(_merged(options))
     bad_rows: list[str] = []
     problems = load_problems(
@@ -111,6 +111,7 @@ def _run(
             problems,
             directory,
             labels=read_labels(modes["labels"]) if modes["labels"] else None,
+            judged=read_labels(modes["judged"]) if modes["judged"] else None,
             bad_rows=bad_rows,
             on_open=opened,
             on_progress=_Line(quiet=bool(modes["quiet"])),
@@ -154,6 +155,36 @@ def _show(derived: Derived) -> None:
     if errors:
         print(f"{errors} errors: {derived.directory / 'errors.jsonl'}")
     print(f"data: {derived.directory / 'data'}; digest {derived.digest[:16]}")
+
+
+def judge(options: Options) -> int:
+    """A model's verdicts on right solutions of a data run, as a file of labels."""
+    from pathlib import Path
+
+    from wcse.synth.llm_judge import choose, endpoint, judge_all, own_engine
+    from wcse.synth.outputs import read_synth
+    from wcse.synth.record import by_problem
+
+    directory = Path(options["directory"])
+    pairs = choose(by_problem(read_synth(directory)), options.get("limit", 100), options.get("seed", 42))
+    if "endpoint" in options:
+        ask = endpoint(options["endpoint"], options["model"], key=_key(options.get("key_file")))
+    else:
+        ask = own_engine(options["model"])
+    path = Path(options.get("out") or directory / "judge.csv")
+    counts = judge_all(pairs, ask, path)
+    print(", ".join(f"{verdict.value} {count}" for verdict, count in counts.items()))
+    print(f"labels: {path}; show them with: wcse synth ... --judged {path}")
+    return 0
+
+
+def _key(path: str | None) -> str | None:
+    from pathlib import Path
+
+    try:
+        return None if path is None else Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WcseError(f"key-file={path!r}: cannot be read: {error}") from error
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -204,6 +235,7 @@ _OPTIONS: Arguments = (
     ("seed", {"type": int, "metavar": "S", "help": "seed of all random numbers (default 42)"}),
     ("plan", {"action": "store_true", "help": "print samples, cost, memory and time, and stop"}),
     ("labels", {"metavar": "CSV", "help": "human labels of samples: problem, sampler, block, index, label"}),
+    ("judged", {"metavar": "CSV", "help": "a model's labels, from wcse judge"}),
     ("out", {"metavar": "DIR", "help": "journal and outputs (default runs/synth-<digest>)"}),
     ("workers", {"type": int, "metavar": "W", "help": "worker processes (default 0: this one)"}),
     ("batch-size", {"type": int, "metavar": "ROWS", "help": "most rows in a batch"}),
@@ -223,5 +255,32 @@ COMMANDS = (
             "The same command resumes what DIR holds; other filters and formats are applied to the same samples.\n"
             "Exit code 3: the samples are stored, but the costs differ by more than the tolerance."
         ),
+    ),
+    Command(
+        "judge",
+        "let a model judge the reasoning of a data run's right solutions",
+        judge,
+        (
+            ("model", {"metavar": "P", "help": "the judge: as for wcse solve, or the endpoint's name of it"}),
+            (
+                "endpoint",
+                {"metavar": "URL", "help": "OpenAI-compatible address; without it the model runs here"},
+            ),
+            ("key-file", {"metavar": "FILE", "help": "file with the endpoint's key"}),
+            (
+                "limit",
+                {"type": int, "metavar": "K", "help": "solutions a sampler, one a problem (default 100)"},
+            ),
+            ("seed", {"type": int, "metavar": "S", "help": "of the lot (default 42)"}),
+            (
+                "out",
+                {
+                    "metavar": "CSV",
+                    "help": "labels; verdicts in it are not asked again (default DIR/judge.csv)",
+                },
+            ),
+        ),
+        arguments=(("directory", {"metavar": "DIR", "help": "directory of wcse synth"}),),
+        needs=("model",),
     ),
 )

@@ -66,13 +66,14 @@ def write_synth(
     *,
     evaluation: Iterable[Problem] = (),
     labels: Labels | None = None,
+    judged: Labels | None = None,
     bad_rows: Sequence[str] = (),
 ) -> Derived:
     """Derive all outputs from the journal in ``directory`` and put them beside it.
 
     Args:
         evaluation: problems that must not leak into the data.
-        labels: what people said of samples, to correct the judges by.
+        labels: what people said of samples, to correct the judges by. ``judged``: what a model said.
         bad_rows: messages of problem rows that could not be used.
 
     Raises:
@@ -80,7 +81,7 @@ def write_synth(
     """
     folder = Path(directory)
     try:
-        return _Writer(folder, recipe, Filters(recipe.filters, evaluation), labels, bad_rows).write(
+        return _Writer(folder, recipe, Filters(recipe.filters, evaluation), labels, judged, bad_rows).write(
             totals, balances, sizes
         )
     except OSError as error:
@@ -99,6 +100,7 @@ class _Writer:
         recipe: SynthRecipe,
         filters: Filters,
         labels: Labels | None,
+        judged: Labels | None,
         bad_rows: Sequence[str],
     ) -> None:
         self._folder = folder
@@ -110,6 +112,8 @@ class _Writer:
         judges: dict[str, Judge] = {"steps": by_steps, "worked": by_worked}
         if any(spec.prm for spec in recipe.samplers.values()):
             judges["prm"] = by_verifier(PRM_THRESHOLD)
+        if judged is not None:
+            judges["model"] = by_labels(judged)
         people = by_labels(labels) if labels is not None else None
         if people is not None:
             judges["human"] = people

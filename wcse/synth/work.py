@@ -26,6 +26,7 @@ def run_synth(
     directory: str,
     *,
     labels: Labels | None = None,
+    judged: Labels | None = None,
     bad_rows: Sequence[str] = (),
     on_open: Callable[[Journal], None] = lambda _: None,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -33,7 +34,7 @@ def run_synth(
     """Draw what ``directory`` lacks, then write everything that is derived from it.
 
     Args:
-        labels, bad_rows: as for ``write_synth``.
+        labels, judged, bad_rows: as for ``write_synth``.
         on_open: hears the journal before any work.
 
     Raises:
@@ -54,6 +55,7 @@ def run_synth(
             sizes,
             evaluation=evaluation,
             labels=labels,
+            judged=judged,
             bad_rows=bad_rows,
         )
 
