@@ -19,6 +19,7 @@ from wcse.synth.recipe import EXPORTS, SynthRecipe
 from wcse.synth.record import Failure, SynthRecord, by_problem
 from wcse.synth.run import synthesize
 from wcse.synth.shards import Shards
+from wcse.synth.steps import Reasoning
 from wcse.types import Problem, WcseError
 
 ALL = {"export": EXPORTS}
@@ -139,6 +140,20 @@ def test_the_card_says_what_it_is(folder: Path) -> None:
         "False positives",
     ):
         assert part in card
+
+
+def test_the_report_shows_both_curves_and_every_table(folder: Path) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert text.count("<svg") == 2 and "samples of the reference" in text and "<script" not in text
+    for part in ("match held: wc", "<th>coverage</th>", "At equal samples", "called wrong"):
+        assert part in text
+
+
+def test_a_models_verdicts_are_a_judge_of_their_own(tmp_path: Path) -> None:
+    labels = {("p0", "se", 0, index): Reasoning.WRONG for index in range(3)}
+    derived = derive(tmp_path, synth_runs.recipe(), judged=labels)
+    rate = derived.measures["samplers"]["se"]["false_positives"]["model"]
+    assert rate["rate"] == 1.0 and 0 < rate["judged"] <= 3 and rate["unknown"] > 0
 
 
 class _Full(Disk):

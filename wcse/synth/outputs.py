@@ -23,6 +23,7 @@ from wcse.synth.filters import Filters
 from wcse.synth.judges import Judge, Labels, by_labels, by_steps, by_verifier, by_worked
 from wcse.synth.match import Balance
 from wcse.synth.measures import Measures
+from wcse.synth.page import page
 from wcse.synth.recipe import SynthRecipe
 from wcse.synth.record import ProblemSamples, SynthRecord, by_problem
 from wcse.synth.run import Totals
@@ -33,6 +34,7 @@ DATA = "data"
 MEASURES = "measures.json"
 ERRORS = "errors.jsonl"
 CARD = "README.md"
+REPORT = "report.html"
 MANIFEST = "manifest.json"
 
 PRM_THRESHOLD = 0.5
@@ -136,8 +138,12 @@ class _Writer:
             shards.close()
         measures = self._numbers(totals, balances, sizes)
         _write_json(self._folder / MEASURES, measures)
-        with atomic_file(self._folder / CARD) as file:
-            file.write(card(self._recipe, measures).encode("utf-8", "replace"))
+        for name, text in (
+            (CARD, card(self._recipe, measures)),
+            (REPORT, page(f"training data on {self._recipe.problems}", measures)),
+        ):
+            with atomic_file(self._folder / name) as file:
+                file.write(text.encode("utf-8", "replace"))
         files = {
             f"{DATA}/{name}": sha for shards in self._shards.values() for name, sha in shards.files.items()
         }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from functools import lru_cache
 
 from wcse.answers.algebra import Unreadable
 from wcse.answers.expression import Expression
@@ -142,16 +143,23 @@ def label_steps(problem: Problem, steps: Sequence[str]) -> list[bool] | None:
     return labels if seen else None
 
 
+@lru_cache(maxsize=256)
+def _given(prompt: str, worked: str) -> frozenset[Fraction]:
+    """What any solution of a problem may start from; asked for every sample of it."""
+    given = numbers(prompt) | numbers(worked) | _CONSTANTS
+    values = set(given)
+    for value in given:  # 30 % is 0.3 or 3 / 10, and leaves 70 %
+        share = value / 100
+        values |= {100 - value, 1 - value, Fraction(value.numerator), Fraction(value.denominator)}
+        values |= {Fraction(share.numerator), Fraction(share.denominator)}
+    return frozenset(values)
+
+
 class _Known:
     """The numbers that a solution may start from: given ones, everyday constants, and what it has computed."""
 
     def __init__(self, problem: Problem) -> None:
-        given = numbers(problem.prompt) | numbers(worked_text(problem)) | _CONSTANTS
-        self._values = set(given)
-        for value in given:  # 30 % is 0.3 or 3 / 10, and leaves 70 %
-            share = value / 100
-            self._values |= {100 - value, 1 - value, Fraction(value.numerator), Fraction(value.denominator)}
-            self._values |= {Fraction(share.numerator), Fraction(share.denominator)}
+        self._values = set(_given(problem.prompt, worked_text(problem)))
 
     def grounds(self, equation: Equation) -> bool:
         """Whether the first side has known numbers only; all numbers of the equation are known afterwards.
@@ -184,6 +192,7 @@ def _side(text: str) -> str:
     return side.rstrip("+-*/ ")
 
 
+@lru_cache(maxsize=1 << 15)
 def _value(side: str) -> Fraction | None:
     try:
         return Expression(side).value().rational
