@@ -16,6 +16,15 @@ from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
 from wcse.types import WcseError
 
+COMMANDS: tuple[Command, ...] = (
+    *solve.COMMANDS,
+    *synth.COMMANDS,
+    *train.COMMANDS,
+    *experiment.COMMANDS,
+    *audit.COMMANDS,
+    *prm.COMMANDS,
+)
+
 GROUPS: dict[str, str] = {
     "prm": "process reward models by themselves",
     "experiment": "studies that run end to end and print their tables",

@@ -48,7 +48,9 @@ def sizes_of(recipe: SynthRecipe) -> dict[str, Size]:
     sizes = {}
     for name, spec in recipe.samplers.items():
         policy = spec.parameters or active_parameters(model_spec(spec.model))
-        verifier = active_parameters(model_spec(spec.prm)) if spec.prm and spec.reads_verifier else 0
+        verifier = (
+            active_parameters(model_spec(spec.verifier)) if spec.verifier and spec.reads_verifier else 0
+        )
         sizes[name] = Size(policy, verifier)
     return sizes
 

@@ -112,8 +112,8 @@ def memory_gib(recipe: SynthRecipe, sampler: str) -> float:
     spec = recipe.samplers[sampler]
     kv = recipe.kv_memory_gb or KV_GIB
     total = _weights_gib(model_spec(spec.model)) + kv
-    if spec.prm and spec.reads_verifier:
-        total += _weights_gib(model_spec(spec.prm)) + kv
+    if spec.verifier is not None and spec.reads_verifier:
+        total += _weights_gib(model_spec(spec.verifier)) + kv
     return total
 
 

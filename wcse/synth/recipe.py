@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from wcse.names import suggest
-from wcse.recipe import Options, Recipe, runtime_only
+from wcse.recipe import OWN, SHARED, Options, Recipe, runtime_only
 from wcse.search import STRATEGIES
 from wcse.types import WcseError
 
@@ -75,9 +75,15 @@ class SamplerSpec(Options):
         return self.beam_width if self.strategy in ("beam_search", "dvts") else 1
 
     @property
+    def verifier(self) -> str | None:
+        """The verifier, where it is a model of its own: not a head on the policy, nor the policy's certainty."""
+        own = self.prm is not None and self.prm != SHARED and not self.prm.startswith(OWN)
+        return self.prm if own else None
+
+    @property
     def reads_verifier(self) -> bool:
         """A verifier of its own reads every token; a shared head reads none."""
-        return STRATEGIES[self.strategy].needs_prm and self.prm not in (None, "shared")
+        return STRATEGIES[self.strategy].needs_prm and self.verifier is not None
 
 
 class FilterSpec(Options):

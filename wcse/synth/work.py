@@ -76,8 +76,8 @@ def open_journal(recipe: SynthRecipe, problems: Sequence[Problem], directory: st
     inputs = {"problems": fingerprint_problems(problems)}
     for name, spec in recipe.samplers.items():
         inputs[f"samplers.{name}.model"] = fingerprint_path(find_model(spec.model))
-        if spec.prm and spec.prm != "shared":
-            inputs[f"samplers.{name}.prm"] = fingerprint_path(find_model(spec.prm))
+        if spec.verifier is not None:
+            inputs[f"samplers.{name}.prm"] = fingerprint_path(find_model(spec.verifier))
     versions = {name: version(name) for name in ("wcse", "torch", "transformers", "numpy")}
     return Journal.open(
         directory, Header(recipe.generation(), inputs, tuple(p.id for p in problems), versions)
