@@ -3,6 +3,7 @@
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
 # make fuzz   the KV tree and the thread pool under sanitizers
+# make campaign  10,000 killed data runs and 10^7 crash points of the journal; about an hour
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt pyproject.toml constraints/cpu.txt
 
-.PHONY: demo test lint bench bench-peers setup fuzz clean
+.PHONY: demo test lint bench bench-peers setup fuzz campaign clean
 
 demo: setup
 	$(BIN)/wcse demo
@@ -42,6 +43,9 @@ fuzz:
 	build/kv_tree_fuzz 1 1000000
 	$(SANITIZE) -fsanitize=thread csrc/tests/thread_pool_stress.cpp csrc/thread_pool.cpp -pthread -o build/thread_pool_stress
 	build/thread_pool_stress 20000
+
+campaign: setup
+	$(BIN)/python tests/crash_lab.py --kills 10000 --points 10000000
 
 setup: $(STAMP)
 

@@ -34,6 +34,9 @@ LAYERS = (
     ("reward", "replay"),
     ("optimal",),
     ("solve", "replay_rows", "evaluate"),
+    ("synth",),
+    ("train",),
+    ("audit",),
     ("cli",),
 )
 FREE = {"zoo", "_core"}  # models and their training scripts use every layer; only path() is used from below

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,11 @@ _FORMS = (
 )
 
 
-def load_problems(spec: str, *, limit: int | None = None) -> list[Problem]:
+Refused = Callable[[WcseError], None]
+"""Hears of a row that cannot be used; raises, or returns to go on without it."""
+
+
+def load_problems(spec: str, *, limit: int | None = None, on_bad_row: Refused | None = None) -> list[Problem]:
     """Read the problems that ``spec`` names, in a fixed order with unique, stable ids.
 
     Args:
@@ -37,6 +41,7 @@ def load_problems(spec: str, *, limit: int | None = None) -> list[Problem]:
             Face dataset id with options, ``owner/name:split=test,config=main``. A worked answer that ends in
             ``#### final``, as in GSM8K, gives ``final``.
         limit: keep only the first problems.
+        on_bad_row: hears the error of each row that cannot be used, which is then left out; None raises it.
 
     Raises:
         WcseError: anything wrong with the specification or a row; the message names the row and the fix.
@@ -45,11 +50,12 @@ def load_problems(spec: str, *, limit: int | None = None) -> list[Problem]:
         raise WcseError(f"limit={limit}: must be at least 1")
     if _names_a_path(spec):
         path = Path(spec)
-        problems = _from_rows(_read_file(path), prefix=path.stem, source=str(path), limit=limit)
+        rows = _read_file(path)
+        problems = _from_rows(rows, on_bad_row, prefix=path.stem, source=str(path), limit=limit)
     else:
         name, options = _parse_spec(spec)
         if "/" in name:
-            problems = _from_hub(name, options, limit)
+            problems = _from_hub(name, options, limit, on_bad_row)
         else:
             problems = _from_reasoning_gym(name, options, limit)
     if not problems:
@@ -112,10 +118,17 @@ def _from_reasoning_gym(task: str, options: Mapping[str, str], limit: int | None
             id=f"{task}-seed{seed}-{index}",
             prompt=str(entry["question"]),
             answer=_gold(entry["answer"], where=f"{task} item {index}"),
-            meta={"task": task, "index": index},
+            meta={"task": task, "index": index, **_worked(entry)},
         )
         for index, entry in enumerate(islice(_items(dataset), limit))
     ]
+
+
+def _worked(entry: Any) -> dict[str, str]:
+    """How the task itself arrives at the answer, where it says so: a worked solution or an expression."""
+    metadata = entry.get("metadata") or {}
+    names = {"answer_cot": "solution", "expression": "expression"}
+    return {new: metadata[old] for old, new in names.items() if isinstance(metadata.get(old), str)}
 
 
 def _items(dataset: Any) -> Iterator[Any]:
@@ -166,7 +179,12 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
         for number, line in enumerate(lines, start=1):
             where = f"{path} line {number}"
             if line.strip():
-                yield where, _parse_json(line, where)
+                try:
+                    yield where, _parse_json(line, where)
+                except (
+                    WcseError
+                ) as error:  # of this line alone: what to do about it is not the reader's affair
+                    yield where, error
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
@@ -209,7 +227,9 @@ def _parse_json(data: bytes, where: str) -> Any:
 # --- Hugging Face datasets ----------------------------------------------------------------------------------
 
 
-def _from_hub(name: str, options: Mapping[str, str], limit: int | None) -> list[Problem]:
+def _from_hub(
+    name: str, options: Mapping[str, str], limit: int | None, refused: Refused | None
+) -> list[Problem]:
     known = ("split", "config", "revision")
     for key in options:
         if key not in known:
@@ -236,26 +256,35 @@ def _from_hub(name: str, options: Mapping[str, str], limit: int | None) -> list[
             "check the id and the network, or download it and give the .jsonl or .parquet file"
         ) from error
     numbered = ((f"{name} row {number}", row) for number, row in enumerate(rows, start=1))
-    return _from_rows(numbered, prefix=name.replace("/", "-"), source=name, limit=limit)
+    return _from_rows(numbered, refused, prefix=name.replace("/", "-"), source=name, limit=limit)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
 def _from_rows(
-    rows: Iterable[tuple[str, Any]], *, prefix: str, source: str, limit: int | None
+    rows: Iterable[tuple[str, Any]], refused: Refused | None, *, prefix: str, source: str, limit: int | None
 ) -> list[Problem]:
     problems: list[Problem] = []
     ids: set[str] = set()
     for index, (where, row) in enumerate(islice(rows, limit)):
-        if not isinstance(row, Mapping):
-            raise WcseError(f"{where}: a row must be an object with named columns, not {type(row).__name__}")
-        problems.append(_from_row(row, where, ids, default_id=f"{prefix}-{index}", source=source))
-        ids.add(problems[-1].id)
+        try:
+            problem = _from_row(row, where, ids, default_id=f"{prefix}-{index}", source=source)
+        except WcseError as error:
+            if refused is None:
+                raise
+            refused(error)
+            continue
+        problems.append(problem)
+        ids.add(problem.id)
     return problems
 
 
-def _from_row(row: Mapping[str, Any], where: str, ids: set[str], *, default_id: str, source: str) -> Problem:
+def _from_row(row: Any, where: str, ids: set[str], *, default_id: str, source: str) -> Problem:
+    if isinstance(row, WcseError):
+        raise row
+    if not isinstance(row, Mapping):
+        raise WcseError(f"{where}: a row must be an object with named columns, not {type(row).__name__}")
     present = ", ".join(map(str, row)) or "none"
     column = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
     if column is None:

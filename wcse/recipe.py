@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -27,7 +27,8 @@ def _changes_results(default: Any, doc: str, **bounds: Any) -> Any:
     return Field(default, description=doc, json_schema_extra={"effect": "results"}, **bounds)
 
 
-def _runtime_only(default: Any, doc: str, **bounds: Any) -> Any:
+def runtime_only(default: Any, doc: str, **bounds: Any) -> Any:
+    """A field that changes how results are computed, not the results."""
     return Field(default, description=doc, json_schema_extra={"effect": "runtime"}, **bounds)
 
 
@@ -35,14 +36,54 @@ OWN = "policy:"
 """``prm`` values that begin so are measures of the policy's own certainty: ``policy:mean_logprob``."""
 
 
-class Recipe(BaseModel):
-    """All options of a run. Unknown names and bad values are refused; build it with ``Recipe.parse``.
+class Options(BaseModel):
+    """Checked options. Unknown names and bad values are refused; build it with ``parse``.
 
-    Every field says whether it changes results or only how they are computed. A run may be resumed with other
-    runtime fields, never with other results fields.
+    A field changes results unless it says that it is runtime only. A run may be resumed with other runtime
+    fields, never with other results fields.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> Self:
+        """Checked options.
+
+        Raises:
+            WcseError: one line that names each bad field, its value and the fix.
+        """
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise WcseError("; ".join(_explain(dict(detail), cls) for detail in error.errors())) from error
+
+    @classmethod
+    def effect(cls, name: str) -> Effect:
+        """Whether a field changes results or is runtime only."""
+        extra = cls.model_fields[name].json_schema_extra
+        return "runtime" if isinstance(extra, dict) and extra.get("effect") == "runtime" else "results"
+
+    def results(self) -> dict[str, Any]:
+        """The fields that change results, as JSON values."""
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if self.effect(name) == "results"
+        }
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the fields that change results: equal digests, equal results."""
+        canonical = json.dumps(self.results(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def diff(self, other: Self) -> list[str]:
+        """Names of the results fields in which the two recipes differ."""
+        return list(changed(self.results(), other.results()))
+
+
+class Recipe(Options):
+    """All options of a run. Every field says whether it changes results or only how they are computed."""
 
     policy: str = _changes_results(
         ..., "policy model: a folder, a .gguf file, an embedded name or a hub id", min_length=1
@@ -76,12 +117,12 @@ class Recipe(BaseModel):
     seed: int = _changes_results(42, "seed of all random numbers", ge=0, lt=2**63)
     system_prompt: str | None = _changes_results(None, "system turn before each problem")
 
-    batch_size: int | None = _runtime_only(None, "most rows in a batch; none lets the engine choose", ge=1)
-    kv_memory_gb: float | None = _runtime_only(
+    batch_size: int | None = runtime_only(None, "most rows in a batch; none lets the engine choose", ge=1)
+    kv_memory_gb: float | None = runtime_only(
         None, "memory for keys and values; none lets the engine choose", gt=0
     )
-    threads: int | None = _runtime_only(None, "CPU threads; none takes torch's", ge=1)
-    out: str | None = _runtime_only(None, "directory of the journal and the outputs")
+    threads: int | None = runtime_only(None, "CPU threads; none takes torch's", ge=1)
+    out: str | None = runtime_only(None, "directory of the journal and the outputs")
 
     @field_validator("strategies")
     @classmethod
@@ -125,43 +166,6 @@ class Recipe(BaseModel):
             agg_strategy=self.agg_strategy,
         )
 
-    @classmethod
-    def parse(cls, options: Mapping[str, Any]) -> Recipe:
-        """A checked recipe.
-
-        Raises:
-            WcseError: one line that names each bad field, its value and the fix.
-        """
-        try:
-            return cls(**options)
-        except ValidationError as error:
-            raise WcseError("; ".join(_explain(dict(detail)) for detail in error.errors())) from error
-
-    @classmethod
-    def effect(cls, name: str) -> Effect:
-        """Whether a field changes results or is runtime only."""
-        extra = cls.model_fields[name].json_schema_extra
-        assert isinstance(extra, dict)  # every field above is declared through one of the two helpers
-        return "results" if extra["effect"] == "results" else "runtime"
-
-    def results(self) -> dict[str, Any]:
-        """The fields that change results, as JSON values."""
-        return {
-            name: value
-            for name, value in self.model_dump(mode="json").items()
-            if self.effect(name) == "results"
-        }
-
-    @property
-    def digest(self) -> str:
-        """Hex SHA-256 of the fields that change results: equal digests, equal results."""
-        canonical = json.dumps(self.results(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-    def diff(self, other: Recipe) -> list[str]:
-        """Names of the results fields in which the two recipes differ."""
-        return list(changed(self.results(), other.results()))
-
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What differs between two mappings: name -> (old value, new value), ``None`` for an absent name."""
@@ -169,11 +173,16 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[A
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
 
-def _explain(detail: dict[str, Any]) -> str:
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _explain(detail: dict[str, Any], options: type[Options]) -> str:
     field = ".".join(map(str, detail["loc"]))
     if detail["type"] == "extra_forbidden":
-        return f"unknown option {field!r}{suggest(field, Recipe.model_fields)}"
+        return f"unknown option {field!r}{suggest(field, options.model_fields)}"
     if detail["type"] == "missing":
-        return f"{field} is missing: {Recipe.model_fields[field].description}"
+        known = options.model_fields.get(field)
+        return f"{field} is missing{f': {known.description}' if known else ''}"
     message = detail["msg"].removeprefix("Value error, ")
     return f"{field}={detail['input']!r}: {message}" if field else message

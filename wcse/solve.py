@@ -50,12 +50,35 @@ class _Pass:
     scored: bool
 
 
+@dataclass(frozen=True)
+class Models:
+    """The loaded policy and verifier of a recipe; other recipes that name the same models may use them."""
+
+    policy: LoadedModel
+    engine: Engine
+    scorer: Scorer | None
+
+    @classmethod
+    def load(cls, recipe: Recipe) -> Models:
+        """Load what the recipe's strategies need.
+
+        Raises:
+            WcseError: a model cannot be loaded.
+        """
+        policy = load_model(recipe.policy)
+        kv = recipe.kv_memory_gb or KV_GIB
+        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
+        scored = any(part.scored for part in plan(recipe))
+        return cls(policy, engine, _scorer(recipe, engine, kv) if scored else None)
+
+
 def solve(
     recipe: Recipe,
     problems: Sequence[Problem],
     on_record: Callable[[SolveRecord], None],
     on_progress: Callable[[Progress], None] = lambda _: None,
     skip: Iterable[tuple[str, str]] = (),
+    models: Models | None = None,
 ) -> None:
     """Solve every problem by every strategy of the recipe and hand over each record as it is made.
 
@@ -65,6 +88,7 @@ def solve(
         on_record: hears each finished (problem, strategy).
         on_progress: hears how far the run is, after each step of the engine.
         skip: (problem id, strategy) pairs that are done already.
+        models: loaded ones, to be used by several calls; they are loaded here where None.
 
     Raises:
         WcseError: a model cannot be loaded, a strategy lacks a verifier, a prompt is too long.
@@ -73,10 +97,8 @@ def solve(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     done = set(skip)
-    policy = load_model(recipe.policy)
-    kv = recipe.kv_memory_gb or KV_GIB
-    engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
-    scorer = _scorer(recipe, engine, kv) if any(p.scored for p in passes) else None
+    models = models or Models.load(recipe)
+    policy, engine, scorer = models.policy, models.engine, models.scorer
     default_agg = scorer.default_agg if scorer else "last"
     bounded = scorer.bounded if scorer else True
     for part in passes:

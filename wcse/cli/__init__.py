@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from wcse.cli import audit, experiment, optimal, plot, prm, solve, synth, train
 from wcse.cli import eval as evaluation
-from wcse.cli import optimal, plot, prm, solve
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
 from wcse.types import WcseError
@@ -22,10 +22,17 @@ COMMANDS: tuple[Command, ...] = (
     *evaluation.COMMANDS,
     *optimal.COMMANDS,
     *plot.COMMANDS,
+    *synth.COMMANDS,
+    *train.COMMANDS,
+    *experiment.COMMANDS,
+    *audit.COMMANDS,
     *prm.COMMANDS,
 )
 
-GROUPS: dict[str, str] = {"prm": "process reward models by themselves"}
+GROUPS: dict[str, str] = {
+    "prm": "process reward models by themselves",
+    "experiment": "studies that run end to end and print their tables",
+}
 """What a group of commands is about, by its first word."""
 
 

@@ -2,7 +2,7 @@
 
 A line is ``crc32 <tab> length <tab> key <tab> body``: CRC and length cover key and body, which are JSON in
 ASCII, so ``cut -f4`` prints plain JSON. The first line is the header (recipe, inputs, versions), each further
-one is a record with the key ``[problem id, strategy]``. Promises, each with a test:
+one is a record with a key of two texts, ``[problem id, strategy]`` for a solved problem. Promises, each with a test:
 
 - a record whose ``append`` returned is on the disk and is never lost, whatever is killed, full or unplugged;
 - a record is there once or not at all; a torn tail is cut when the journal is opened again;
@@ -19,11 +19,11 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from wcse.data.disk import Disk, atomic_file
 from wcse.data.record import SolveRecord
@@ -35,6 +35,17 @@ LOCK = "lock"
 FORMAT = 1
 
 Key = tuple[str, str]
+
+
+class Record(Protocol):
+    """What a journal stores: ``SolveRecord`` and its like."""
+
+    @property
+    def key(self) -> Key:
+        """(problem id, what was done with it); one record each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,7 @@ class Journal:
             raise
         return cls(path, fd, lock, scan, disk)
 
-    def append(self, record: SolveRecord) -> None:
+    def append(self, record: Record) -> None:
         """Store a record; when this returns, it is on the disk.
 
         Raises:
@@ -184,6 +195,15 @@ def read_records(directory: str | Path) -> Iterator[SolveRecord]:
     Raises:
         WcseError: there is no journal, or its header cannot be read.
     """
+    return (SolveRecord.from_json(body) for _, body in read_bodies(directory))
+
+
+def read_bodies(directory: str | Path) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Key and plain values of every record, in the order of ``read_records``; equal places by key.
+
+    Raises:
+        WcseError: as ``read_records``.
+    """
     path = _existing(directory)
     scan = _scan(path)
     problems = {name: place for place, name in enumerate(scan.header.problems)}
@@ -198,7 +218,7 @@ def read_records(directory: str | Path) -> Iterator[SolveRecord]:
             lines.seek(scan.places[key])
             parts = _unframe(lines.readline())
             assert parts is not None, f"{path} changed while it was read"
-            yield SolveRecord.from_json(json.loads(parts[1]))
+            yield key, json.loads(parts[1])
 
 
 @dataclass(frozen=True)
@@ -213,21 +233,26 @@ class _Scan:
 
 
 def _scan(path: Path) -> _Scan:
+    with path.open("rb") as lines:
+        return _scan_lines(path, lines)
+
+
+def _scan_lines(path: Path, lines: Iterable[bytes]) -> _Scan:
+    """``path`` is for messages."""
     places: dict[Key, int] = {}
     position = end = bad = damaged = 0
-    with path.open("rb") as lines:
-        for line in lines:
-            start, position = position, position + len(line)
-            if end == 0:
-                header = _header(path, line)
-                end = position
-            elif (parts := _unframe(line)) is None:
-                bad += 1
-            else:
-                problem, strategy = json.loads(parts[0])
-                places.setdefault((problem, strategy), start)
-                end, damaged = position, damaged + bad
-                bad = 0
+    for line in lines:
+        start, position = position, position + len(line)
+        if end == 0:
+            header = _header(path, line)
+            end = position
+        elif (parts := _unframe(line)) is None:
+            bad += 1
+        else:
+            problem, strategy = json.loads(parts[0])
+            places.setdefault((problem, strategy), start)
+            end, damaged = position, damaged + bad
+            bad = 0
     if end == 0:
         raise _not_a_journal(path)
     return _Scan(header, places, end, torn=position - end, damaged=damaged)

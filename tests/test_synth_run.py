@@ -1,0 +1,185 @@
+"""Exactly once: kills, full disks, lost workers, poison problems; a resumed run equals an unkilled one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import crash_lab
+import pytest
+import synth_runs
+
+from wcse.data.disk import Disk
+from wcse.data.journal import Journal
+from wcse.synth.outputs import read_synth, write_synth
+from wcse.synth.recipe import SynthRecipe
+from wcse.synth.run import finished, stored_totals, synthesize
+from wcse.synth.workers import WorkerPool
+from wcse.types import Problem, WcseError
+
+LAB = Path(__file__).with_name("crash_lab.py")
+
+
+def test_two_hundred_kills_and_a_hundred_thousand_crash_points_lose_and_double_nothing() -> None:
+    """In a process of its own, for it forks."""
+    path = os.pathsep.join([str(LAB.parent), *sys.path])
+    command = [sys.executable, str(LAB), "--kills=200", "--points=100000", "--seed=7"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.search(
+        r"(\d+) kills in (\d+) runs .(\d+) left a torn record., (\d+) crash points: 0 faults", done.stdout
+    )
+    assert found and int(found[1]) == 200 and int(found[3]) > 0 and int(found[4]) >= 100_000
+
+
+def test_the_lab_notices_a_doubled_and_a_lost_record(tmp_path: Path) -> None:
+    recipe, todo = synth_runs.recipe(), synth_runs.problems(3)
+    crash_lab.work(tmp_path, recipe, todo)
+    before = crash_lab.content(tmp_path)
+    path = tmp_path / "journal.tsv"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    assert crash_lab.content(tmp_path) != before
+    path.write_bytes(b"".join([*lines, lines[-1]]))
+    with pytest.raises(AssertionError, match="is there twice"):
+        crash_lab.content(tmp_path)
+
+
+class _Full(Disk):
+    """Writes that fit, until they do not."""
+
+    def __init__(self, writes: int) -> None:
+        self.left = writes
+
+    def write(self, fd: int, data: bytes) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(fd, data)
+
+    def fsync(self, fd: int) -> None:
+        pass
+
+
+def _derive(folder: Path, recipe: SynthRecipe, todo: Sequence[Problem], **options: Any) -> str:
+    with synth_runs.open_journal(folder, recipe, todo, **options) as journal:
+        totals, balances = synthesize(
+            recipe, todo, journal, synth_runs.FakeExecutor(recipe), synth_runs.SIZES
+        )
+    return write_synth(folder, recipe, totals, balances, synth_runs.SIZES).digest
+
+
+@pytest.mark.parametrize("writes", [1, 2, 5, 11, 23])
+def test_a_full_disk_stops_cleanly_and_resumes_to_the_same_digest(tmp_path: Path, writes: int) -> None:
+    recipe, todo = synth_runs.recipe(), synth_runs.problems(6)
+    with pytest.raises(WcseError, match="free some space, then run the same command again"):
+        _derive(tmp_path / "rough", recipe, todo, disk=_Full(writes))
+    assert not finished(
+        recipe, [p.id for p in todo], stored_totals(tmp_path / "rough", recipe), synth_runs.SIZES
+    )
+    assert _derive(tmp_path / "rough", recipe, todo) == _derive(tmp_path / "calm", recipe, todo)
+    assert finished(recipe, [p.id for p in todo], stored_totals(tmp_path / "rough", recipe), synth_runs.SIZES)
+
+
+def test_a_finished_run_does_nothing_again(tmp_path: Path) -> None:
+    recipe, todo = synth_runs.recipe(), synth_runs.problems(5)
+    _derive(tmp_path, recipe, todo)
+    executor = synth_runs.FakeExecutor(recipe)
+    with synth_runs.open_journal(tmp_path, recipe, todo) as journal:
+        synthesize(recipe, todo, journal, executor, synth_runs.SIZES)
+    assert not executor.units
+
+
+def test_a_changed_recipe_is_refused_with_the_fields_name(tmp_path: Path) -> None:
+    todo = synth_runs.problems(3)
+    _derive(tmp_path, synth_runs.recipe(), todo)
+    samplers = {"wc": {"model": "weak", "temperature": 0.7}, "se": {"model": "strong"}}
+    with pytest.raises(WcseError, match=r"samplers\.wc\.temperature was 0\.8, now 0\.7"):
+        synth_runs.open_journal(tmp_path, synth_runs.recipe(samplers=samplers), todo)
+    with pytest.raises(WcseError, match="n was 3, now 4"):
+        synth_runs.open_journal(tmp_path, synth_runs.recipe(n=4), todo)
+    with pytest.raises(WcseError, match=r"samplers\.wc\.model changed"):
+        header = synth_runs.header(synth_runs.recipe(), todo)
+        Journal.open(tmp_path, replace(header, inputs={"samplers.wc.model": "ab" * 32}))
+
+
+# --- workers
+
+
+def _pool(recipe: SynthRecipe, workers: int, folder: Path) -> WorkerPool:
+    folder.mkdir(exist_ok=True)
+    return WorkerPool(recipe, workers, (sys.executable, "-m", "synth_worker", str(folder)))
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(LAB.parent), *sys.path]))
+
+
+def test_workers_that_die_cost_nothing_and_poison_becomes_a_failure(tmp_path: Path) -> None:
+    recipe = synth_runs.recipe(match="samples", n=2, unit_seconds=20)
+    todo = synth_runs.problems(14)
+    does = {2: "kill once", 5: "noise", 8: "kill", 9: "kill once"}
+    marked = [replace(p, meta={**p.meta, "does": does.get(i)}) for i, p in enumerate(todo)]
+    with (
+        synth_runs.open_journal(tmp_path / "pool", recipe, marked) as journal,
+        _pool(recipe, 2, tmp_path / "marks") as pool,
+    ):
+        totals, _ = synthesize(recipe, marked, journal, pool, synth_runs.SIZES)
+    records = list(read_synth(tmp_path / "pool"))
+    assert len({record.key for record in records}) == len(records) == 28
+    failed = {record.problem.id: record.failure for record in records if record.failure}
+    assert set(failed) == {"p8"} and totals.failures == 2
+    failure = failed["p8"]
+    assert (
+        failure is not None
+        and failure.kind == "worker_died"
+        and "3 workers were lost on it" in failure.message
+    )
+    with synth_runs.open_journal(tmp_path / "here", recipe, todo) as journal:
+        synthesize(recipe, todo, journal, synth_runs.FakeExecutor(recipe), synth_runs.SIZES)
+    here = {record.key: record for record in read_synth(tmp_path / "here")}
+    for record in records:
+        if record.solved is not None:
+            other = here[record.key].solved
+            assert other is not None and record.solved.nodes == other.nodes
+
+
+def test_a_hung_worker_is_killed(tmp_path: Path) -> None:
+    recipe = synth_runs.recipe(match="samples", n=1, unit_seconds=0.6, samplers={"wc": {"model": "weak"}})
+    todo = [
+        replace(p, meta={**p.meta, "does": "hang" if i == 1 else None})
+        for i, p in enumerate(synth_runs.problems(3))
+    ]
+    with (
+        synth_runs.open_journal(tmp_path / "run", recipe, todo) as journal,
+        _pool(recipe, 1, tmp_path / "marks") as pool,
+    ):
+        synthesize(recipe, todo, journal, pool, {"wc": synth_runs.SIZES["wc"]})
+    failures = {record.problem.id: record.failure for record in read_synth(tmp_path / "run")}
+    assert failures["p0"] is None and failures["p2"] is None
+    hung = failures["p1"]
+    assert hung is not None and hung.kind == "timeout" and "silent for 0.6 s" in hung.message
+
+
+def test_workers_that_cannot_work_are_one_error(tmp_path: Path) -> None:
+    recipe, todo = synth_runs.recipe(), synth_runs.problems(6)
+    for command, message in (
+        ((sys.executable, "-c", "raise SystemExit(7)"), r"workers ended without a result \(exit code 7\)"),
+        (("/nonexistent/worker",), "cannot start"),
+    ):
+        with (
+            synth_runs.open_journal(tmp_path, recipe, todo) as journal,
+            WorkerPool(recipe, 2, command) as pool,
+            pytest.raises(WcseError, match=message),
+        ):
+            synthesize(recipe, todo, journal, pool, synth_runs.SIZES)

@@ -1,0 +1,67 @@
+"""Asks base, students and teacher the same problems with the product's own engine, greedily, and audits them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from wcse.audit.verdict import IN_DOMAIN, Answers, audit_student, scaling
+from wcse.problems import load_problems
+from wcse.recipe import Recipe
+from wcse.solve import solve_all
+from wcse.types import Problem, WcseError
+
+
+def answers(
+    model: str, problems: Sequence[Problem], *, max_tokens: int, threads: int | None = None
+) -> Answers:
+    """A model's greedy answers.
+
+    Raises:
+        WcseError: the model cannot be loaded, or a prompt does not fit.
+    """
+    recipe = Recipe.parse(
+        {"policy": model, "problems": "given", "strategies": ("greedy",), "n": 1}
+        | {"max_tokens": max_tokens, "threads": threads}
+    )
+    records = solve_all(recipe, problems)
+    texts = tuple("".join(node.text for node in record.nodes) for record in records)
+    return Answers(tuple(record.correct is True for record in records), texts)
+
+
+def run_audit(
+    base: str,
+    students: Mapping[str, str],
+    teacher: str,
+    in_domain: str,
+    held_out: Mapping[str, str],
+    *,
+    limit: int | None = None,
+    max_tokens: int = 512,
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Audit every student against the base under the same prompts.
+
+    Args:
+        students: name -> model, in the order of their data or size.
+        in_domain: problems like the training data. ``held_out``: name -> problems that are not.
+
+    Raises:
+        WcseError: a model or problems cannot be read, a name is taken, or a problem has no gold answer.
+    """
+    if IN_DOMAIN in held_out:
+        raise WcseError(f"held_out={IN_DOMAIN!r}: this name is taken; give the set another one")
+    specs = {IN_DOMAIN: in_domain, **held_out}
+    sets = {name: load_problems(spec, limit=limit) for name, spec in specs.items()}
+    asked: dict[str, dict[str, Answers]] = {}
+    for model in dict.fromkeys((base, teacher, *students.values())):
+        say(f"asking {model}")
+        asked[model] = {
+            name: answers(model, problems, max_tokens=max_tokens, threads=threads)
+            for name, problems in sets.items()
+        }
+    reports = {
+        name: audit_student(asked[base], asked[model], asked[teacher]) for name, model in students.items()
+    }
+    return {"students": reports, "scaling": scaling(list(reports.items()))}

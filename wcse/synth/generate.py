@@ -1,0 +1,157 @@
+"""Makes samples with real models, through ``wcse.solve``; a problem that cannot be done becomes a failure.
+
+All samples of a unit share one reading of the prompt. One sampler's models are in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from wcse.data.record import SolveRecord
+from wcse.models.gguf import spec_from_gguf
+from wcse.models.gguf_file import GgufFile
+from wcse.models.hf import read_json
+from wcse.models.load import find_model
+from wcse.models.spec import ModelSpec, spec_from_hf
+from wcse.prompts import render_problem
+from wcse.recipe import Recipe
+from wcse.solve import Models, solve
+from wcse.synth.cost import Size, active_parameters
+from wcse.synth.recipe import SynthRecipe
+from wcse.synth.record import Failure, SynthRecord
+from wcse.synth.run import OnRecord, Task
+from wcse.types import Problem
+
+_HOPELESS = 8
+"""So many failures without one success are the run's fault, not the problems'."""
+
+
+def model_spec(name: str) -> ModelSpec:
+    """A model's shape; no weight is read.
+
+    Raises:
+        WcseError: there is no such model.
+    """
+    path = find_model(name)
+    if path.suffix == ".gguf":
+        return spec_from_gguf(GgufFile(path))
+    return spec_from_hf(read_json(path / "config.json"))
+
+
+def sizes_of(recipe: SynthRecipe) -> dict[str, Size]:
+    """Parameters of every sampler's models.
+
+    Raises:
+        WcseError: a model cannot be found or read.
+    """
+    sizes = {}
+    for name, spec in recipe.samplers.items():
+        policy = spec.parameters or active_parameters(model_spec(spec.model))
+        verifier = (
+            active_parameters(model_spec(spec.verifier)) if spec.verifier and spec.reads_verifier else 0
+        )
+        sizes[name] = Size(policy, verifier)
+    return sizes
+
+
+class LocalExecutor:
+    """Works in this process."""
+
+    def __init__(self, recipe: SynthRecipe) -> None:
+        self._recipe = recipe
+        self._sampler: str | None = None
+        self._models: Models | None = None
+
+    def run(self, tasks: Sequence[Task], on_record: OnRecord) -> None:
+        """Do the tasks, those of one sampler and round in one batch.
+
+        Raises:
+            WcseError: a model cannot be loaded, or ``on_record`` raised it.
+        """
+        for (sampler, block, n), group in groupby(
+            sorted(tasks, key=lambda task: task[0]),
+            key=lambda task: (task[0].sampler, task[0].block, task[0].n),
+        ):
+            _Batch(self, self._recipe.unit_recipe(sampler, block, n), on_record).run(list(group))
+
+    def models(self, sampler: str, recipe: Recipe, *, fresh: bool = False) -> Models:
+        """The sampler's models; ``fresh`` drops an engine that an error has left in the middle of work."""
+        if fresh or self._models is None or self._sampler != sampler:
+            self._models = None  # free the memory first
+            self._models = Models.load(recipe)
+            self._sampler = sampler
+        return self._models
+
+
+class _Batch:
+    """Tasks of one sampler, round and count. A failure is narrowed down to its task by halves."""
+
+    def __init__(self, executor: LocalExecutor, recipe: Recipe, on_record: OnRecord) -> None:
+        self._executor = executor
+        self._recipe = recipe
+        self._on_record = on_record
+        self._stored = 0
+        self._failed = 0
+        self._outer: BaseException | None = None
+
+    def run(self, tasks: list[Task]) -> None:
+        models = self._executor.models(tasks[0][0].sampler, self._recipe)
+        ready = []
+        for task in tasks:
+            failure = _unreadable(task[1], models, self._recipe)
+            if failure is None:
+                ready.append(task)
+            else:
+                self._store(SynthRecord(task[0], task[1], failure=failure))
+        self._solve(ready)
+
+    def _solve(self, tasks: list[Task]) -> None:
+        if not tasks:
+            return
+        by_id = {unit.problem: (unit, problem) for unit, problem in tasks}
+        models = self._executor.models(tasks[0][0].sampler, self._recipe)
+
+        def store(solved: SolveRecord) -> None:
+            unit, problem = by_id.pop(solved.problem.id)
+            self._store(SynthRecord(unit, problem, solved=solved))
+
+        try:
+            solve(self._recipe, [problem for _, problem in tasks], store, models=models)
+        except Exception as error:  # whatever one problem provokes must not end the others
+            if error is self._outer:
+                raise
+            self._executor.models(tasks[0][0].sampler, self._recipe, fresh=True)
+            self._narrow(list(by_id.values()), error)
+
+    def _narrow(self, tasks: list[Task], error: Exception) -> None:
+        if len(tasks) > 1:
+            middle = len(tasks) // 2
+            self._solve(tasks[:middle])
+            self._solve(tasks[middle:])
+            return
+        self._failed += 1
+        if self._failed >= _HOPELESS and not self._stored:
+            raise error
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        self._store(SynthRecord(*tasks[0], failure=Failure("refused", message)))
+
+    def _store(self, record: SynthRecord) -> None:
+        try:
+            self._on_record(record)
+        except BaseException as error:
+            self._outer = error
+            raise
+        self._stored += record.solved is not None
+
+
+def _unreadable(problem: Problem, models: Models, recipe: Recipe) -> Failure | None:
+    """Why a prompt cannot be given to the model, if it cannot."""
+    try:
+        ids = render_problem(models.policy.tokenizer, problem.prompt, recipe.system_prompt)
+        f"{problem.id}".encode()
+    except Exception as error:  # tokenizers raise their own, Rust's and Unicode errors for lone surrogates
+        return Failure("prompt", f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
+    if len(ids) >= models.policy.context:
+        return Failure("context", f"the prompt has {len(ids)} tokens, the context {models.policy.context}")
+    return None
