@@ -2,6 +2,8 @@
 # make test   sets up .venv and runs the checks: formatting, types, tests
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
+# make storm  hostile clients against the server: broken bodies, vanishing clients
+# make test-compat   runs lm-eval, inspect, TRL, its_hub and distilabel against us, in an environment of their own
 # make fuzz   the KV tree and the thread pool under sanitizers
 # make campaign  10,000 killed data runs and 10^7 crash points of the journal; about an hour
 
@@ -11,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt pyproject.toml constraints/cpu.txt
 
-.PHONY: demo test lint bench bench-peers setup fuzz campaign clean
+.PHONY: demo test test-compat storm lint bench bench-peers setup fuzz campaign clean
 
 demo: setup
 	$(BIN)/wcse demo
@@ -19,6 +21,18 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest bench --benchmark-disable
+
+# The tools bring hundreds of packages, so they get an environment of their own; nothing is fetched from a hub.
+COMPAT := .venv-compat
+test-compat:
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt torch scikit-build-core pybind11 cmake ninja
+	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt --no-build-isolation -e '.[all]' pytest openai
+	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt -r constraints/compat.txt
+	HF_HUB_OFFLINE=1 $(COMPAT)/bin/python -m pytest tests/compat
+
+storm: setup
+	$(BIN)/python tests/serve_storms.py 100000 10000
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -59,4 +73,4 @@ $(STAMP): $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(COMPAT) build dist

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wcse.cli import audit, experiment, optimal, plot, prm, solve, synth, train
+from wcse.cli import audit, experiment, optimal, plot, prm, serve, solve, synth, train
 from wcse.cli import eval as evaluation
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
@@ -19,6 +19,7 @@ from wcse.types import WcseError
 
 COMMANDS: tuple[Command, ...] = (
     *solve.COMMANDS,
+    *serve.COMMANDS,
     *evaluation.COMMANDS,
     *optimal.COMMANDS,
     *plot.COMMANDS,
@@ -60,7 +61,9 @@ def _dispatch(argv: Sequence[str] | None) -> int:
     args, unknown = parser.parse_known_args(argv)
     options = dict(vars(args))
     command: Command | None = options.pop("command", None)
-    if unknown:
+    if command is not None and command.foreign:
+        options["rest"] = unknown
+    elif unknown:
         raise WcseError(_unknown_argument(unknown[0], command))
     if command is None:
         parser.print_help()
@@ -124,6 +127,7 @@ def _add(group: Any, name: str, command: Command) -> None:
         epilog=command.epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=not command.foreign,
     )
     for argument, settings in command.arguments:
         parser.add_argument(argument, **settings)
