@@ -16,7 +16,8 @@ from torch import Tensor
 
 from wcse.models.decoder import Batch, Decoder, KVPool
 
-LEAST = 16  # smallest bucket
+LEAST = 16  # smallest bucket of rows and items
+LEAST_ENTRIES = 1024  # of entries and partial results, which cost memory only
 
 
 @dataclass
@@ -85,8 +86,8 @@ class StepGraphs:
         for window in sorted({layer.window for layer in self.decoder.spec.layers}):
             work = plan.cut(window)
             need = Room.of(work, plan.plan)
-            slots = _bucket(need.slots) if need.slots else 0
-            room = Room(_bucket(need.items), _bucket(need.entries), slots, rows)
+            slots = _bucket(need.slots, LEAST_ENTRIES) if need.slots else 0
+            room = Room(_bucket(need.items), _bucket(need.entries, LEAST_ENTRIES), slots, rows)
             lists[window] = upload(work, plan.plan, plan.tile(), device, room)
         key = (rows, *((w, x.tile_m, x.n_items, len(x.page), x.n_slots) for w, x in lists.items()))
         inputs = torch.zeros((3, rows), dtype=torch.int64, pin_memory=device.type == "cuda")
@@ -128,5 +129,5 @@ class StepGraphs:
         graph.replay()
 
 
-def _bucket(size: int) -> int:
-    return max(LEAST, 1 << (size - 1).bit_length())
+def _bucket(size: int, least: int = LEAST) -> int:
+    return max(least, 1 << (size - 1).bit_length())
