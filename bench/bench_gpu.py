@@ -293,11 +293,12 @@ def score(suite: Suite) -> None:
     """Scores of step ends and the best of groups of 64."""
     n, width = (8, 64) if suite.dry else (4096, 4096)
     x = torch.randn(n, width, device=suite.device).to(suite.dtype)
-    head, norm = torch.randn(2, width, device=suite.device), torch.ones(width, device=suite.device)
+    head = torch.randn(2, width, device=suite.device) * width**-0.5
+    layers = [(ops.DenseLinear(head), None)]
     index = torch.arange(n, dtype=torch.int32, device=suite.device)
-    run = lambda: ops.score_rows(x, index, head, norm=norm, backend="triton")  # noqa: E731
+    run = lambda: ops.score_steps(x, index, layers, backend="triton")  # noqa: E731
     suite.time("score", f"{n} x {width}", "triton", run, bytes=float(x.numel() * x.element_size()))
-    plain = lambda: (F.rms_norm(x.float(), (width,), norm) @ head.T).softmax(-1)[:, 1]  # noqa: E731
+    plain = lambda: (x.float() @ head.T).softmax(-1)[:, 1]  # noqa: E731
     suite.time("score", f"{n} x {width}", "torch", plain, error=float((run() - plain()).abs().max()))
     bounds = torch.arange(0, n + 1, min(64, n), dtype=torch.int32, device=suite.device)
     scores = run()

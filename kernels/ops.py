@@ -12,6 +12,7 @@ Knows nothing of models, trees or engines.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,7 +45,7 @@ __all__ = [
     "rms_norm",
     "rope_write_kv",
     "sample",
-    "score_rows",
+    "score_steps",
     "token_logprobs",
     "tree_attention",
 ]
@@ -426,6 +427,12 @@ def pack_linear(weight: Tensor) -> PackedLinear:
     return PackedLinear(panels, n, k)
 
 
+def _packed(weight: Linear) -> PackedLinear:
+    if isinstance(weight, DenseLinear):
+        raise WcseError("the weight is a DenseLinear; the native kernel takes one from pack_linear")
+    return weight
+
+
 def linear(
     x: Tensor,
     packed: Linear,
@@ -455,8 +462,7 @@ def linear(
         raise WcseError(f"x has {k} columns; the weight takes {packed.k}")
     if not _native(backend, x):
         return reference.linear(x, packed.weight().to(x.dtype), bias, residual)
-    if isinstance(packed, DenseLinear):
-        raise WcseError("packed is a DenseLinear; the native kernel takes a weight from pack_linear")
+    packed = _packed(packed)
     _check("x", x, _F32, (n_rows, k))
     if bias is not None:
         _check("bias", bias, _F32, (n,))
@@ -555,39 +561,6 @@ def sample(
     return tokens, logprobs
 
 
-def score_rows(
-    x: Tensor,
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    norm: Tensor | None = None,
-    *,
-    eps: float = 1e-6,
-    offset: float = 0.0,
-    relu: bool = False,
-    backend: Backend = "auto",
-) -> Tensor:
-    """Scores in [0, 1] of some rows: RMS norm (optional), ReLU (optional), one or two columns, sigmoid or softmax.
-
-    Args:
-        x: [T, D] hidden states; before the final norm if ``norm`` is given.
-        rows: int32 [S], which to score.
-        weight: [C, D], C 1 (sigmoid) or 2 (bad, good; softmax, the second is the score).
-        bias: [C] or None.
-        norm: [D], weight of the norm; ``eps`` and ``offset`` as in ``rms_norm``.
-        relu: between the layers of a head with two: x is then the first layer's output.
-
-    Returns:
-        float32 [S]; sums in float32 over one row at a time, so a score does not depend on its batch.
-    """
-    width = x.shape[1]
-    if weight.shape[0] not in (1, 2):
-        raise WcseError(f"weight has {weight.shape[0]} rows; a head has 1 or 2 outputs")
-    _check_shape("weight", weight, (weight.shape[0], width))
-    run = _triton().score_rows if _pick(backend, x) == "triton" else reference.score_rows
-    return run(x, rows, weight, bias, norm, eps=eps, offset=offset, relu=relu)
-
-
 def group_top_k(
     scores: Tensor, bounds: Tensor, k: int, *, largest_group: int, backend: Backend = "auto"
 ) -> Tensor:
@@ -637,3 +610,69 @@ def token_logprobs(logits: Tensor, tokens: Tensor, *, backend: Backend = "auto")
     except ValueError as error:  # a token out of range
         raise WcseError(str(error)) from None
     return out
+
+
+def score_steps(
+    hidden: Tensor,
+    rows: Tensor,
+    layers: Sequence[tuple[Linear, Tensor | None]],
+    *,
+    bounded: bool = True,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Scores of steps from the hidden states at their ends; no logits over a vocabulary.
+
+    Step j reads ``hidden[rows[j]]``, after the final norm, which the decoder fuses with its last residual sum. The
+    layers follow with ReLU between them; z is the difference (second minus first) of two outputs, or the single one.
+
+    Args:
+        hidden: [R, D] float32.
+        rows: int32 [S].
+        layers: (weight [out, in], bias [out] or None); the last has one or two outputs.
+        bounded: the score is sigmoid(z), which for two outputs is softmax(z)[1]; otherwise z itself.
+
+    Returns:
+        float32 [S]. A score's bits do not depend on the other steps.
+
+    Raises:
+        WcseError: a tensor does not fit, or a row is out of range.
+    """
+    n_rows, width = hidden.shape
+    steps = rows.shape[0]
+    for i, (weight, _) in enumerate(layers):
+        if weight.k != width:
+            raise WcseError(
+                f"layer {i} takes {weight.k} columns and gets {width}; pass the head of this model"
+            )
+        width = weight.n
+    if not layers or width not in (1, 2):
+        raise WcseError(f"the head has {width} outputs; expected 1 or 2")
+    kind = _pick(backend, hidden)
+    if kind == "triton":
+        return _triton().score_steps(hidden, rows, layers, bounded=bounded)
+    if kind == "torch":
+        dense = [(weight.weight().to(hidden.dtype), bias) for weight, bias in layers]
+        return reference.score_steps(hidden, rows, dense, bounded=bounded)
+    _check("hidden", hidden, _F32, (n_rows, layers[0][0].k))
+    _check("rows", rows, _I32, (steps,))
+    for weight, bias in layers:
+        if bias is not None:
+            _check("bias", bias, _F32, (weight.n,))
+    scores = torch.empty(steps)
+    try:
+        _core.score_steps(
+            hidden.data_ptr(),
+            rows.data_ptr(),
+            [
+                (_packed(weight).panels.data_ptr(), _address(bias), weight.n, weight.k)
+                for weight, bias in layers
+            ],
+            scores.data_ptr(),
+            n_rows,
+            steps,
+            bounded,
+            torch.get_num_threads(),
+        )
+    except ValueError as error:  # a row out of range
+        raise WcseError(str(error)) from None
+    return scores

@@ -6,6 +6,7 @@ Knows nothing of pointers, threads or instruction sets, and does not check its a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -216,28 +217,17 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     return torch.where(torch.isfinite(logits.amax(1)), chosen, math.nan)
 
 
-def score_rows(
-    x: Tensor,
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: Tensor | None,
-    *,
-    eps: float,
-    offset: float,
-    relu: bool,
+def score_steps(
+    hidden: Tensor, rows: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], *, bounded: bool
 ) -> Tensor:
-    """A head's scores of ``x[rows]``: norm, ReLU, columns, then sigmoid of one or softmax of two."""
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    x = x[rows.long()].to(wide)
-    if norm is not None:
-        x = rms_norm(x, norm.to(wide), eps=eps, offset=offset)
-    if relu:
-        x = torch.relu(x)
-    z = (x[:, None, :] * weight.to(wide)).sum(-1)
-    if bias is not None:
-        z = z + bias.to(wide)
-    return torch.sigmoid(z[:, 1] - z[:, 0] if z.shape[1] == 2 else z[:, 0])
+    """Gather, head and link. Shapes as in ``ops.score_steps``, weights dense."""
+    x = hidden[rows.long()]
+    for i, (weight, bias) in enumerate(layers):
+        x = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        if i + 1 < len(layers):
+            x = torch.relu(x)
+    z = x[:, 1] - x[:, 0] if x.shape[1] == 2 else x[:, 0]
+    return torch.sigmoid(z) if bounded else z
 
 
 def group_top_k(scores: Tensor, bounds: Tensor, k: int) -> Tensor:

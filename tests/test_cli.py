@@ -253,7 +253,7 @@ def test_help_agrees_with_the_recipe(capsys: pytest.CaptureFixture[str]) -> None
         cli.main(["solve", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     options = {name.replace("-", "_"): settings for name, settings in solve_command._SOLVE}
-    fields = {settings.get("dest", name) for name, settings in options.items()} - {"quiet"}
+    fields = {settings.get("dest", name) for name, settings in options.items()} - {"quiet", "profile"}
     assert fields == set(Recipe.model_fields)
     for name, default in re.findall(r"--([a-z-]+) [A-Z]+ (?:(?! --).)*?\(default ([\d.]+)\)", text):
         assert float(default) == Recipe.model_fields[name.replace("-", "_")].default, name

@@ -22,6 +22,7 @@ LAYERS = (
         "metrics",
         "prompts",
         "progress",
+        "profile",
         "answers",
         "search",
         "kernels",

@@ -16,8 +16,9 @@ from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import Engine
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
-from wcse.reward.families import FAMILIES, Layout
+from wcse.reward.families import FAMILIES
 from wcse.reward.head import Head, head_from_tensors
+from wcse.reward.layout import Layout, Reading
 from wcse.reward.load import SHARED_FILE, load_prm, load_shared_head
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM
 from wcse.search import STRATEGIES, SearchConfig
@@ -68,6 +69,11 @@ def run(
     return outcomes
 
 
+def read_all(layout: Layout, problem: str, steps: list[Node]) -> list[Reading]:
+    texts = [step.text.removesuffix("e").strip() for step in steps]
+    return [layout.read(problem, texts[: i + 1]) for i in range(len(texts))]
+
+
 def scores(outcomes: list[Outcome]) -> list[dict[tuple[int, ...], float | None]]:
     return [{path: trace.score for path, trace in outcome.nodes.items()} for outcome in outcomes]
 
@@ -79,13 +85,10 @@ def test_incremental_scores_equal_a_full_forward(policy: LoadedModel, prm_folder
     outcomes = run(policy, lambda _: prm, search("best_of_n", n=4))
     checked = 0
     for outcome in outcomes:
-        prefix = prm.layout.prefix(outcome.job.problem)
         for leaf in outcome.solutions:
-            ids, reads = list(prefix), []
             steps = [step for step in leaf.steps() if step.text.strip()]
-            for i, step in enumerate(steps):
-                ids += prm.layout.step(step.text.removesuffix("e").strip(), i)
-                reads.append(len(ids) - 1)
+            readings = read_all(prm.layout, outcome.job.problem, steps)
+            ids, reads = readings[-1].ids, [reading.read for reading in readings]
             with torch.no_grad():
                 expected = model(torch.tensor([ids])).logits[0, reads].softmax(-1)[:, 1]
             assert [step.score for step in steps] == pytest.approx(expected.tolist(), abs=1e-5)
@@ -120,13 +123,11 @@ def test_implicit_scores_equal_a_full_forward(policy: LoadedModel, implicit_fold
     assert isinstance(prm, ImplicitPRM)
     checked = []
     for outcome in run(policy, lambda _: prm, search("best_of_n", n=4)):
-        prefix = prm.model.layout.prefix(outcome.job.problem)
+        prefix = prm.layout.prefix(outcome.job.problem)
         for leaf in outcome.solutions:
-            ids, ends = list(prefix), []
             steps = [step for step in leaf.steps() if step.text.strip()]
-            for i, step in enumerate(steps):
-                ids += prm.model.layout.step(step.text.removesuffix("e").strip(), i)
-                ends.append(len(ids))
+            readings = read_all(prm.layout, outcome.job.problem, steps)
+            ids, ends = readings[-1].ids, [reading.read + 1 for reading in readings]
             with torch.no_grad():
                 logprobs = [model(torch.tensor([ids])).logits[0].log_softmax(-1) for model in models]
             chosen = [lp[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0] for lp in logprobs]
@@ -203,19 +204,9 @@ def test_a_shared_head_reads_the_policys_states(policy: LoadedModel) -> None:
 def test_trl_layout_golden(prm_folder: Path) -> None:
     tokenizer = load_model(prm_folder).tokenizer
     layout = Layout(FAMILIES["token_classification"], tokenizer)
-    ids = layout.prefix("12 apples") + layout.step("First add 12 and 7.", 0)
+    ids = layout.read("12 apples", ["First add 12 and 7."]).ids
     pieces = [tokenizer.encode(t) for t in ("12 apples", "First add 12 and 7.", "\n\n")]
     assert ids == pieces[0] + pieces[1] + pieces[2]
-
-
-def test_control_strings_in_a_step_stay_text(prm_folder: Path) -> None:
-    layout = Layout(FAMILIES["token_classification"], load_model(prm_folder).tokenizer)
-    assert layout.tokenizer.eos_token_id not in layout.step("<|end|> and <|im_end|>", 0)
-
-
-def test_a_layout_refuses_a_foreign_tokenizer(prm_folder: Path) -> None:
-    with pytest.raises(WcseError, match=r"family 'math_shepherd' needs 'ки' to be one token .* makes \d"):
-        Layout(FAMILIES["math_shepherd"], load_model(prm_folder).tokenizer, source="m")
 
 
 def test_heads_that_do_not_fit_are_refused(policy: LoadedModel, tmp_path: Path) -> None:
@@ -223,7 +214,7 @@ def test_heads_that_do_not_fit_are_refused(policy: LoadedModel, tmp_path: Path) 
         head_from_tensors({}, 64, source="m")
     with pytest.raises(WcseError, match=r"head weight is \(2, 32\), expected \[\*, 64\]"):
         head_from_tensors({"score.weight": torch.zeros(2, 32)}, 64, source="m")
-    with pytest.raises(WcseError, match="its head has 5 outputs"):
+    with pytest.raises(WcseError, match="its head has 5 outputs and 1 or 2 are needed"):
         head_from_tensors({"score.weight": torch.zeros(5, 64)}, 64, source="m")
     bare = tiny_models.build("llama", tmp_path / "bare")
     with pytest.raises(WcseError, match="set prm_family"):
@@ -242,6 +233,6 @@ def test_two_layer_head_and_extremes() -> None:
     hidden = torch.randn(5, 4, generator=generator)
     expected = (torch.relu(hidden @ first.T) @ second.T).softmax(-1)[:, 1]
     assert torch.allclose(head(hidden), expected, atol=1e-6)
-    assert torch.equal(head(hidden)[2:3], head(hidden[2:3]))
+    assert torch.equal(head(hidden)[2:3], head(hidden, [2]))
     sure = Head([(torch.tensor([[-40.0], [40.0]]), None)])
     assert torch.isfinite(sure(torch.tensor([[1.0], [-1.0]]))).all()

@@ -222,16 +222,15 @@ def test_a_step_is_read_at_its_last_token() -> None:
 def test_the_implicit_verifier_is_trained_on_what_the_scorer_reads() -> None:
     from transformers import AutoTokenizer
 
-    from wcse.reward.families import Layout, family_named
+    from wcse.reward.families import family_named
+    from wcse.reward.layout import Layout
     from wcse.zoo.train_prm import encode_rows, step_logprobs
 
     folder = zoo.path("tiny-wc")
     layout = Layout(family_named("implicit"), AutoTokenizer.from_pretrained(folder))
-    ids, ends = layout.prefix(RECORD["prompt"]), []
-    prompt = len(ids)
-    for i, step in enumerate(RECORD["completions"]):
-        ids += layout.step(step, i)
-        ends.append(len(ids) - 1)
+    prompt = len(layout.prefix(RECORD["prompt"]))
+    readings = [layout.read(RECORD["prompt"], RECORD["completions"][: i + 1]) for i in range(3)]
+    ids, ends = readings[-1].ids, [reading.read for reading in readings]
     policy = load_weights(folder)
     with torch.inference_mode():
         logprobs = policy.logits(policy.hidden(torch.tensor([ids])))[0].log_softmax(1)

@@ -30,6 +30,10 @@ def _runtime_only(default: Any, doc: str, **bounds: Any) -> Any:
     return Field(default, description=doc, json_schema_extra={"effect": "runtime"}, **bounds)
 
 
+OWN = "policy:"
+"""``prm`` values that begin so are measures of the policy's own certainty: ``policy:mean_logprob``."""
+
+
 class Recipe(BaseModel):
     """All options of a run. Unknown names and bad values are refused; build it with ``Recipe.parse``.
 
@@ -42,7 +46,9 @@ class Recipe(BaseModel):
     policy: str = _changes_results(
         ..., "policy model: a folder, a .gguf file, an embedded name or a hub id", min_length=1
     )
-    prm: str | None = _changes_results(None, "verifier: a model, 'shared' for a head on the policy, or none")
+    prm: str | None = _changes_results(
+        None, "verifier: a model, 'shared' (a head on the policy), 'policy:MEASURE', or none"
+    )
     prm_family: str | None = _changes_results(None, "how the verifier reads steps; none asks the model")
     problems: str = _changes_results(..., "the problems' specification", min_length=1)
     limit: int | None = _changes_results(None, "keep only the first problems", ge=1)

@@ -21,12 +21,13 @@ from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
 from wcse.progress import Progress
 from wcse.prompts import render_problem
-from wcse.recipe import SHARED, Recipe
+from wcse.recipe import OWN, SHARED, Recipe
 from wcse.reward.load import load_prm, load_shared_head
+from wcse.reward.uncertainty import PolicyScorer
 from wcse.search import SearchConfig, Strategy, get_strategy
 from wcse.search.best_of_n import best_of_n, majority
-from wcse.types import Node, Problem, Search
-from wcse.votes import SELECTORS, ballots, get_selector
+from wcse.types import Node, Problem, Search, WcseError
+from wcse.votes import SELECTORS, ballots, by_rank, get_selector
 
 ROWS = 256
 """Rows that decode at once, unless the recipe says otherwise."""
@@ -73,6 +74,8 @@ def solve(
     scorer = _scorer(recipe, engine, kv) if any(p.scored for p in passes) else None
     config = recipe.search_config
     config = config.with_default(scorer.default_agg if scorer else "last")
+    bounded = scorer.bounded if scorer else True
+    _check_range(recipe, config, bounded)
     meter = _Meter(engine, on_progress, total=len(problems) * len(recipe.strategies), skipped=len(done))
     with MathPool() as judge:
         for part in passes:
@@ -87,7 +90,7 @@ def solve(
             )
             for outcome in driver.run(_jobs(todo, policy, recipe, part.strategy, config)):
                 problem = by_id[outcome.job.name]
-                graded = _Graded.of(outcome, problem, config if part.scored else None, judge)
+                graded = _Graded.of(outcome, problem, config if part.scored else None, judge, bounded)
                 for name in part.members:
                     if (problem.id, name) not in done:
                         on_record(_record(graded, name))
@@ -121,6 +124,15 @@ def plan(recipe: Recipe) -> list[_Pass]:
     return passes
 
 
+def _check_range(recipe: Recipe, config: SearchConfig, bounded: bool) -> None:
+    """Refuse a product of scores that are no probabilities. Votes take their ranks instead."""
+    if not bounded and config.agg_strategy == "prod":
+        raise WcseError(
+            f"agg_strategy='prod': the scores of prm={recipe.prm!r} are unbounded, so their product means nothing; "
+            "use last, min or mean"
+        )
+
+
 def _params(recipe: Recipe) -> SamplingParams:
     return SamplingParams(
         temperature=recipe.temperature,
@@ -135,6 +147,8 @@ def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
     assert recipe.prm is not None
     if recipe.prm == SHARED:
         return load_shared_head(engine)
+    if recipe.prm.startswith(OWN):
+        return PolicyScorer(engine, recipe.prm.removeprefix(OWN))
     return load_prm(recipe.prm, kv_memory=kv, family=recipe.prm_family)
 
 
@@ -165,12 +179,16 @@ class _Graded:
     selections: dict[str, Selection]
 
     @classmethod
-    def of(cls, outcome: Outcome, problem: Problem, config: SearchConfig | None, judge: Judge) -> _Graded:
-        """``config`` is None where no verifier scored the steps."""
+    def of(
+        cls, outcome: Outcome, problem: Problem, config: SearchConfig | None, judge: Judge, bounded: bool
+    ) -> _Graded:
+        """``config`` is None where no verifier scored the steps; unbounded scores count by their rank."""
         nodes = outcome.solutions
         answers = [extract_answer(node.completion) if node.complete else None for node in nodes]
         classes = answer_classes(answers, judge)
         votes = ballots(nodes, classes, config.aggregation if config else None)
+        if not bounded:
+            votes = by_rank(votes)
         right = {answer: _correct(answer, problem, judge) for answer in set(answers)}
         solutions = tuple(
             SolutionRecord(node.path, answer, number, vote.score, right[answer])

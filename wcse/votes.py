@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wcse.types import Node, WcseError
 
@@ -75,6 +75,23 @@ def ballots(
         return Ballot(node.path, node.complete, answer_class, score)
 
     return [ballot(node, cls) for node, cls in zip(solutions, answer_classes, strict=True)]
+
+
+def by_rank(votes: Sequence[Ballot]) -> list[Ballot]:
+    """The ballots with each score replaced by the share of scores that it beats or equals, ties sharing the mean.
+
+    For a verifier with unbounded scores: the order stays, and sums over classes mean something. A missing or NaN
+    score stays as it is.
+    """
+    scores = [b.score for b in votes if b.score is not None and not math.isnan(b.score)]
+
+    def share(score: float | None) -> float | None:
+        if score is None or math.isnan(score):
+            return score
+        below, equal = sum(s < score for s in scores), sum(s == score for s in scores)
+        return (below + (equal + 1) / 2) / len(scores)
+
+    return [replace(ballot, score=share(ballot.score)) for ballot in votes]
 
 
 def argmax(votes: Sequence[Ballot]) -> int | None:

@@ -3,6 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <tuple>
+#include <vector>
+
 #include "cpu/bind_kernels.h"
 #include "cpu/kernels.h"
 #include "thread_pool.h"
@@ -84,6 +87,19 @@ void token_logprobs(Address logits, Address tokens, Address out, int64_t rows, i
     cpu::token_logprobs(at(logits), at<const int32_t>(tokens), at<float>(out), rows, vocab);
 }
 
+// A layer is (panels, bias or 0, n, k).
+using Layer = std::tuple<Address, Address, int64_t, int64_t>;
+
+void score_steps(Address hidden, Address rows, const std::vector<Layer>& layers, Address scores, int64_t n_rows, int64_t steps, bool bounded, int threads) {
+    py::gil_scoped_release release;
+    use_threads(threads);
+    std::vector<cpu::LinearArgs> args;
+    for (const auto& [panels, bias, n, k] : layers)
+        args.push_back({nullptr, at(panels), at(bias), nullptr, nullptr, n, k});
+    cpu::score_steps({at(hidden), n_rows, at<const int32_t>(rows), args.data(), static_cast<int>(args.size()), bounded,
+                      at<float>(scores), steps});
+}
+
 double fma_peak(int threads, double seconds) {
     py::gil_scoped_release release;
     use_threads(threads);
@@ -105,6 +121,7 @@ void bind_kernels(py::module_& m) {
     m.def("rope_write_kv", &rope_write_kv);
     m.def("sample", &sample);
     m.def("token_logprobs", &token_logprobs);
+    m.def("score_steps", &score_steps);
 }
 
 }  // namespace wcse

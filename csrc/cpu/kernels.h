@@ -53,6 +53,19 @@ void sample(const SampleArgs& g);
 // out[r] = log-softmax of logits[r] at tokens[r]; NaN for a row with NaN, +inf or nothing but -inf.
 void token_logprobs(const float* logits, const int32_t* tokens, float* out, int64_t rows, int64_t vocab);
 
+struct ScoreArgs {
+    const float* hidden;  // [n_rows][layers[0].k]
+    int64_t n_rows;
+    const int32_t* rows;       // [steps]
+    const LinearArgs* layers;  // x and out are set by score_steps
+    int n_layers;
+    bool bounded;   // sigmoid of the (difference of the) outputs; otherwise as it is
+    float* scores;  // [steps]
+    int64_t steps;
+};
+// Gather, linear layers with ReLU between them, link. Rows do not see each other.
+void score_steps(const ScoreArgs& g);
+
 // Floating-point operations per second of bare multiply-adds on every thread of the pool, each at its best within this
 // time.
 double fma_peak(double seconds);

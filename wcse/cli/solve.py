@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wcse.cli.command import INTERRUPTED, Command, Options
@@ -32,7 +34,7 @@ def solve(options: Options) -> int:
     from wcse.recipe import Recipe
 
     options = dict(options)
-    quiet = options.pop("quiet", False)
+    quiet, profiled = options.pop("quiet", False), options.pop("profile", False)
     recipe = Recipe.parse(options)
     problems = load_problems(recipe.problems, limit=recipe.limit)
     directory = recipe.out or f"runs/{recipe.digest[:12]}"
@@ -42,7 +44,10 @@ def solve(options: Options) -> int:
             _announce(recipe, journal, directory, total)
         if len(journal.done) < total:
             try:
-                _solve(recipe, problems, journal, quiet=quiet)
+                if profiled:
+                    _profiled(recipe, problems, journal, directory, quiet=quiet)
+                else:
+                    _solve(recipe, problems, journal, quiet=quiet)
             except KeyboardInterrupt:
                 print(
                     f"\nwcse: interrupted: {len(journal.done)} of {total} are stored in {directory}; "
@@ -67,6 +72,18 @@ def _solve(recipe: Recipe, problems: Sequence[Problem], journal: Journal, *, qui
         line.close()
 
 
+def _profiled(
+    recipe: Recipe, problems: Sequence[Problem], journal: Journal, directory: str, *, quiet: bool
+) -> None:
+    """Solve, and say where the time went."""
+    from wcse.profile import Profile
+
+    with Profile() as profile:
+        _solve(recipe, problems, journal, quiet=quiet)
+    (Path(directory) / "profile.json").write_text(json.dumps(profile.times.to_json(), indent=2) + "\n")
+    print(f"{profile.times.table()}\n", file=sys.stderr)
+
+
 def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -> Journal:
     from wcse.data.fingerprint import fingerprint_problems
     from wcse.data.journal import Header, Journal
@@ -81,13 +98,14 @@ def _models(recipe: Recipe) -> dict[str, str]:
     """Fingerprints of the models on this machine; a missing one is an error before anything is written."""
     from wcse.data.fingerprint import fingerprint_path
     from wcse.models.load import find_model
-    from wcse.recipe import SHARED
+    from wcse.recipe import OWN, SHARED
 
     names = {"policy": recipe.policy, "prm": recipe.prm}
     return {
         field: fingerprint_path(find_model(name))
         for field, name in names.items()
-        if name is not None and name != SHARED  # a shared head lies in the policy's folder
+        # A shared head lies in the policy's folder; a measure of the policy needs no file.
+        if name is not None and name != SHARED and not name.startswith(OWN)
     }
 
 
@@ -149,10 +167,17 @@ RUNTIME = (
     ("kv-memory-gb", {"type": float, "metavar": "GB", "help": "memory for keys and values"}),
     ("threads", {"type": int, "metavar": "T", "help": "CPU threads"}),
     ("quiet", {"action": "store_true", "help": "no progress line"}),
+    ("profile", {"action": "store_true", "help": "say where the time went; also in DIR/profile.json"}),
 )
 _SOLVE = (
     ("policy", {"metavar": "P", "help": "model: folder, .gguf file, tiny-wc, or hub id"}),
-    ("prm", {"metavar": "R", "help": "verifier: a model, or 'shared' for the policy's own head"}),
+    (
+        "prm",
+        {
+            "metavar": "R",
+            "help": "verifier: a model, 'shared' (the policy's own head), or policy:mean_logprob",
+        },
+    ),
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
     ("problems", {"metavar": "SPEC", "help": "see below"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),

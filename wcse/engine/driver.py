@@ -22,9 +22,13 @@ CENSUS_EVERY = 16  # steps between two counts of pages
 
 
 class Scorer(Protocol):
-    """Scores steps. ``done`` hears the score in [0, 1]; None for a blank step; NaN when it cannot be read."""
+    """Scores steps. ``done`` hears the score; None for a blank step; NaN when it cannot be read."""
 
     default_agg: str
+
+    @property
+    def bounded(self) -> bool:
+        """Whether scores lie in [0, 1]. Others must be neither multiplied nor summed up in a vote."""
 
     def submit(self, root: Root, problem: str, node: Node, done: Done) -> None:
         """Queue a node whose ancestors are scored or queued before it."""

@@ -19,6 +19,7 @@ from wcse import _core
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.runner import PAGE, KVMemoryError, Runner, Span, Work, pages
 from wcse.kernels import ops
+from wcse.kernels.copies import join_rows, take_rows
 from wcse.models.load import LoadedModel
 from wcse.rng import node_key
 from wcse.tokens import decode, token_bytes
@@ -79,6 +80,7 @@ class Row:
     key: int = 0
     limit: int = 0  # tokens of this node at which something ends
     logprobs: list[float] = field(default_factory=list)
+    measures: list[float] = field(default_factory=list)
     rolling: bool = False  # the step is closed: the next token starts child 0
 
 
@@ -107,6 +109,9 @@ class Engine:
         self.runner = Runner(model.decoder, num_pages=num_pages)
         self.max_rows = max_rows
         self.reused = 0  # prefix tokens found in the tree instead of computed, all problems
+        self.measure: Callable[[torch.Tensor], torch.Tensor] | None = None
+        """From logits [rows, vocabulary] to a number a row; ``measured`` keeps one for each token of a node."""
+        self.measured: WeakKeyDictionary[Node, tuple[float, ...]] = WeakKeyDictionary()
         self.table = token_bytes(model.tokenizer, size=model.spec.vocab_size)  # models pad their vocabulary
         self.matcher = _core.TextMatcher(self.table)
         self.rows: list[Row] = []
@@ -186,7 +191,7 @@ class Engine:
         for row, i in zip(self.rows, index, strict=True):
             if row.rolling:
                 self._roll(row, hidden[i])
-        self._sample(self.rows, hidden[index])
+        self._sample(self.rows, take_rows(hidden, index))
 
     # -- schedule ----------------------------------------------------------------------------------------
 
@@ -308,7 +313,11 @@ class Engine:
         rows = rows + [row for row, _ in births]
         if not rows:
             return
-        logits = self.model.decoder.logits(torch.cat(stack))
+        logits = self.model.decoder.logits(join_rows(stack))
+        if self.measure is not None:
+            values = self.measure(logits).tolist()
+            for row, i in zip(rows, index, strict=True):
+                row.measures.append(values[i])
         params = [row.growth.root.params for row in rows]
         n = len(rows)
         temperature = (0.0 if r.growth.greedy else p.temperature for r, p in zip(rows, params, strict=True))
@@ -383,6 +392,8 @@ class Engine:
         span.closed = True
         text = decode(self.table, span.tokens)
         node = Node(row.parent, row.path, tuple(span.tokens), text, finish, tuple(row.logprobs), None, reason)
+        if row.measures:
+            self.measured[node] = tuple(row.measures[: len(span.tokens)])  # cut as the tokens were
         self._spans[node] = span
         finalize(node, self._dead.append, span)
         rolls = growth.to_end and node.live
@@ -419,7 +430,7 @@ class Engine:
         self._filled(closed, hidden)
         row.path = (*row.path, 0)
         row.length += len(closed.tokens)
-        row.span, row.logprobs, row.rolling = Span(closed), [], False
+        row.span, row.logprobs, row.measures, row.rolling = Span(closed), [], [], False
         self.matcher.new_step(row.slot)
         self._start(row)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wcse.kernels import ops
+from wcse.kernels.copies import join_rows, take_rows
 from wcse.models.spec import LayerSpec, ModelSpec, Rope
 from wcse.models.weights import Weights
 
@@ -319,7 +320,7 @@ class Decoder:
         """log p of the token that follows each row, float32 [R], from hidden states [R, dim] and int32 ids [R]."""
         parts = zip(hidden.split(LOGIT_ROWS), tokens.split(LOGIT_ROWS), strict=True)
         found = [ops.token_logprobs(self.logits(rows), ids, backend=self.backend) for rows, ids in parts]
-        return torch.cat(found) if found else torch.empty(0)
+        return join_rows(found) if found else torch.empty(0)
 
     def _grow_ropes(self, positions: Tensor) -> None:
         needed = int(positions.max()) + 1
@@ -382,14 +383,12 @@ class Decoder:
 
 
 def _gather(matrix: Tensor | ops.Linear, rows: Tensor) -> Tensor:
-    """``matrix[rows]``, copied by numpy: torch would start an OpenMP region, which stalls on a busy machine."""
+    """``matrix[rows]``."""
     if isinstance(matrix, ops.DenseLinear):
         matrix = matrix.tensor
-    if isinstance(matrix, Tensor) and (not matrix.is_cpu or matrix.dtype is torch.bfloat16):
-        return matrix[rows]
-    n = rows.numpy()
     if isinstance(matrix, Tensor):
-        return torch.from_numpy(matrix.numpy().take(n, axis=0))
+        return take_rows(matrix, rows)
+    n = rows.numpy()
     panels = matrix.panels.numpy()  # row n is column n % width of panel n // width
     width = panels.shape[2]
     return torch.from_numpy(panels[n // width, :, n % width])

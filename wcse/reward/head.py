@@ -6,10 +6,9 @@ Only the rows at step ends ever reach a head, and a head has one or two outputs:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from wcse.kernels import ops
 from wcse.types import WcseError
@@ -17,75 +16,84 @@ from wcse.types import WcseError
 
 @dataclass(frozen=True)
 class Head:
-    """Linear layers with ReLU between them, then a link to a probability.
+    """Linear layers with ReLU between them, then a link to a probability, or none.
 
     Args:
         layers: (weight [out, in], bias [out] or None) of each linear layer, fp32. The last one has two outputs
             (bad, good), read as softmax, or a single one, read as sigmoid.
+        bounded: False leaves out the link: the score is the log-odds of two outputs, or the single output.
     """
 
     layers: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
+    bounded: bool = True
+    _packed: list[tuple[ops.Linear, torch.Tensor | None]] = field(init=False, repr=False)
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores in [0, 1] of hidden states [rows, hidden size] after the final norm.
+    def __post_init__(self) -> None:
+        packed = [(ops.pack_linear(w) if w.is_cpu else ops.DenseLinear(w), b) for w, b in self.layers]
+        object.__setattr__(self, "_packed", packed)
 
-        Two outputs z0, z1 give softmax(z)[1] = sigmoid(z1 - z0), which never underflows to a wrong rank.
-        Each row is computed by itself (sum over the last axis), so a score does not depend on its batch.
+    def __call__(self, hidden: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """Scores [rows] of hidden states [*, hidden size] after the final norm; ``rows`` None: of all of them.
+
+        Two outputs z0, z1 give softmax(z)[1] = sigmoid(z1 - z0), which never underflows to a wrong rank. A score
+        does not depend on its batch.
         """
-        if not hidden.is_cpu:
-            return self._on_device(hidden)
-        x = hidden.float()
-        for i, (weight, bias) in enumerate(self.layers):
-            x = (x[:, None, :] * weight).sum(-1)
-            if bias is not None:
-                x = x + bias
-            if i + 1 < len(self.layers):
-                x = torch.relu(x)
-        return torch.sigmoid(x[:, 1] - x[:, 0] if x.shape[1] == 2 else x[:, 0])
-
-    def _on_device(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The same by a GEMM and one kernel; the head's layers must lie where the hidden states are."""
-        *first, (weight, bias) = self.layers
-        x, relu = hidden, False
-        for w, b in first:
-            x = F.linear(torch.relu(x) if relu else x, w.to(x.dtype), None if b is None else b.to(x.dtype))
-            relu = True
-        rows = torch.arange(len(x), dtype=torch.int32, device=x.device)
-        return ops.score_rows(x, rows, weight, bias, relu=relu)
+        chosen = range(len(hidden)) if rows is None else rows
+        index = torch.tensor(list(chosen), dtype=torch.int32).to(hidden.device)
+        return ops.score_steps(hidden, index, self._packed, bounded=self.bounded)
 
     def to(self, device: torch.device) -> Head:
         """The head with its layers on a device."""
-        return Head([(w.to(device), None if b is None else b.to(device)) for w, b in self.layers])
+        layers = [(w.to(device), None if b is None else b.to(device)) for w, b in self.layers]
+        return Head(layers, self.bounded)
 
 
-def head_from_tensors(tensors: Mapping[str, torch.Tensor], hidden_size: int, *, source: str) -> Head:
-    """The classification head among a checkpoint's extra tensors.
+ANY_HEAD = (("score.0", "score.2"), ("score",), ("classifier",), ("v_head.summary",))
 
-    Accepts ``score.weight`` (token classification, also under ``classifier``), ``v_head.summary.weight`` and a
-    two-layer ``score.0`` / ``score.2``.
+
+def head_from_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    hidden_size: int,
+    *,
+    source: str,
+    names: Sequence[Sequence[str]] = ANY_HEAD,
+    outputs: int = 0,
+    bounded: bool = True,
+) -> Head:
+    """The head among a checkpoint's extra tensors.
+
+    Args:
+        tensors: all tensors outside the decoder, by name.
+        hidden_size: what the first layer reads.
+        source: the model, for messages.
+        names: the linear layers to look for, several spellings.
+        outputs: what the last layer must have; 0: one or two.
+        bounded: as in ``Head``.
 
     Raises:
-        WcseError: no head, or one whose sizes do not fit.
+        WcseError: no such head, or one whose sizes do not fit.
     """
-    for names in (("score.0", "score.2"), ("score",), ("classifier",), ("v_head.summary",)):
-        if all(f"{name}.weight" in tensors for name in names):
-            layers = [(tensors[f"{n}.weight"].float(), _bias(tensors, n)) for n in names]
+    for spelling in names:
+        if all(f"{name}.weight" in tensors for name in spelling):
+            layers = [(tensors[f"{n}.weight"].float(), _bias(tensors, n)) for n in spelling]
             break
     else:
+        wanted = " or ".join(" with ".join(f"{n}.weight" for n in spelling) for spelling in names)
         raise WcseError(
             f"prm={source!r}: no classification head among its tensors ({', '.join(sorted(tensors)) or 'none'}); "
-            "give a token-classification model (score.weight), or name a prm_family that reads language-model columns"
+            f"give a model with {wanted}, or the prm_family that fits this one"
         )
     size = hidden_size
     for weight, _ in layers:
-        if weight.shape[1] != size:
+        if weight.dim() != 2 or weight.shape[1] != size:
             raise WcseError(f"prm={source!r}: head weight is {tuple(weight.shape)}, expected [*, {size}]")
         size = weight.shape[0]
-    if size not in (1, 2):
+    if size not in ((outputs,) if outputs else (1, 2)):
         raise WcseError(
-            f"prm={source!r}: its head has {size} outputs; a PRM has 1 or 2 (is this a causal or a general classifier?)"
+            f"prm={source!r}: its head has {size} outputs and {outputs or '1 or 2'} are needed (is this a causal "
+            "model, a general classifier, or another prm_family?)"
         )
-    return Head(layers)
+    return Head(layers, bounded)
 
 
 def _bias(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:

@@ -5,9 +5,8 @@ Knows file names and configs; what layouts mean is in ``families``, what heads c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +15,9 @@ from wcse.engine.engine import Engine
 from wcse.engine.llm import pages_in
 from wcse.engine.runner import Runner
 from wcse.models.load import LoadedModel, load_model, read_config
-from wcse.reward.families import FAMILIES, Family, Layout, family_named
+from wcse.reward.families import Family, family_named, family_of
 from wcse.reward.head import Head, head_from_tensors
+from wcse.reward.layout import Layout
 from wcse.reward.readers import HeadReader, LogprobReader, Reader
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM, SharedHead
 from wcse.types import WcseError
@@ -63,22 +63,45 @@ def load_prm(
     Raises:
         WcseError: the model cannot be loaded, or its head or vocabulary does not fit the family.
     """
-    chosen = family_named(family or _guess_family(path, read_config(path)))
-    if chosen.ratio:
-        return _load_implicit(path, chosen, kv_memory, device)
+    record = family_named(family) if family else family_of(path, read_config(path))
+    if record.head == "ratio":
+        return _load_implicit(path, record, kv_memory, device)
     model = load_model(path, lm_head=False, device=device)
-    layout = _layout(chosen, model, path)
-    if layout.column_ids is None:
-        head = head_from_tensors(model.extra_tensors(), model.spec.dim, source=path)
+    layout = _layout(record, model, path)
+    head = _head(record, model, layout, path).to(model.decoder.device)
+    return _separate(model, layout, HeadReader(head), kv_memory)
+
+
+def _head(family: Family, model: LoadedModel, layout: Layout, path: str) -> Head:
+    """The family's head. Of an output matrix only the rows that hold the verdict are used, never all of it."""
+    if family.head == "tensors":
+        return head_from_tensors(
+            model.extra_tensors(),
+            model.spec.dim,
+            source=path,
+            names=family.tensors,
+            outputs=family.outputs,
+            bounded=family.bounded,
+        )
+    if layout.column_ids is not None:
+        good, bad = layout.column_ids
+        weight = model.output_rows([bad, good])
     else:
-        head = _columns(model, layout.column_ids, path)
-    return _separate(model, layout, HeadReader(head.to(model.decoder.device)), kv_memory)
+        weight = model.output_rows(range(model.spec.vocab_size))
+        weight = None if weight is None else weight.double().mean(0, keepdim=True)
+    if weight is None:
+        raise WcseError(
+            f"prm={path!r}: family {family.name!r} reads the language-model head and the checkpoint has none "
+            f"(it says {model.architecture or 'nothing'}); set the prm_family that fits it"
+        )
+    return Head([(weight.to(torch.float32), None)], family.bounded)
 
 
 def _load_implicit(path: str, family: Family, kv_memory: float, device: str) -> ImplicitPRM:
     """The model and its reference, with half of the memory each."""
     model = load_model(path, device=device)
-    name, beta = model.extras.get("reference"), model.extras.get("beta")
+    name = model.extras.get("reference", family.reference)
+    beta = model.extras.get("beta", family.beta)
     if not isinstance(name, str) or not isinstance(beta, int | float) or not beta > 0:
         raise WcseError(
             f"prm={path!r}: an implicit PRM needs 'reference' (a model) and 'beta' (a positive number) in the "
@@ -91,43 +114,24 @@ def _load_implicit(path: str, family: Family, kv_memory: float, device: str) -> 
             f"{model.spec.vocab_size}; give the model that it was trained against"
         )
     layout = _layout(family, model, path)
-    mine, other = (_separate(m, layout, LogprobReader(), kv_memory / 2) for m in (model, reference))
+    mine = _separate(model, layout, LogprobReader(), kv_memory / 2)
+    other = _separate(reference, replace(layout, source=name), LogprobReader(), kv_memory / 2)
     return ImplicitPRM(mine, other, beta=float(beta), bias=float(model.extras.get("bias", 0.0)))
 
 
 def _layout(family: Family, model: LoadedModel, path: str) -> Layout:
-    return Layout(family, model.tokenizer, separator=model.extras.get("separator", "\n\n"), source=path)
+    return Layout(
+        family,
+        model.tokenizer,
+        separator=model.extras.get("separator"),
+        vocab_size=model.spec.vocab_size,
+        source=path,
+    )
 
 
 def _separate(model: LoadedModel, layout: Layout, reader: Reader, kv_memory: float) -> SeparatePRM:
     runner = Runner(model.decoder, num_pages=pages_in(model, kv_memory))
-    agg = model.extras.get("default_agg", layout.family.default_agg)
-    return SeparatePRM(runner, layout, reader, context=model.context, default_agg=agg)
-
-
-def _guess_family(path: str, config: Mapping[str, Any]) -> str:
-    """The family of a model: what its config says, else by its class, else by its name."""
-    stated = (config.get("wcse") or {}).get("family")
-    if stated is not None:
-        return str(stated)
-    architecture = next(iter(config.get("architectures") or []), "the model")
-    if architecture.endswith("ForTokenClassification"):
-        return "token_classification"
-    lowered = path.lower()
-    if "math-shepherd" in lowered:
-        return "math_shepherd"
-    if "rlhflow" in lowered or "prm-deepseek" in lowered or "prm-mistral" in lowered:
-        return "rlhflow"
-    raise WcseError(
-        f"prm={path!r}: {architecture} says nothing of its format; set prm_family "
-        f"({', '.join(FAMILIES)}), or give a token-classification model"
-    )
-
-
-def _columns(model: LoadedModel, columns: tuple[int, int], path: str) -> Head:
-    """The two rows of the output matrix that hold the verdict, as a head: never the whole vocabulary."""
-    good, bad = columns
-    weight = model.output_rows([bad, good])
-    if weight is None:
-        raise WcseError(f"prm={path!r}: it has no language-model head; use prm_family='token_classification'")
-    return Head([(weight.to(torch.float32), None)])
+    family = layout.family
+    agg = model.extras.get("default_agg", family.agg)
+    context = min(model.context, family.max_tokens or model.context)
+    return SeparatePRM(runner, layout, reader, context=context, default_agg=agg)

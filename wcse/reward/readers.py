@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from wcse.engine.runner import Runner, Span, Work
+from wcse.kernels.copies import join_rows
 from wcse.reward.head import Head
 
 
@@ -31,7 +32,7 @@ class HeadReader:
     def __call__(self, runner: Runner, work: Work, whole: Sequence[Span]) -> list[float]:
         hidden = runner.run(work)
         at = {span: i for i, span in enumerate(work.spans)}
-        return self.head(hidden[[at[span] for span in whole]]).tolist() if whole else []
+        return self.head(hidden, [at[span] for span in whole]).tolist() if whole else []
 
 
 @dataclass(slots=True)
@@ -75,7 +76,7 @@ class LogprobReader:
             tally.state = states[-1].clone()
         if tokens:
             logprobs = runner.decoder.logprobs(
-                torch.cat(rows), torch.tensor(tokens, dtype=torch.int32)
+                join_rows(rows), torch.tensor(tokens, dtype=torch.int32)
             ).tolist()
             begin = 0
             for tally, new in parts:

@@ -16,10 +16,11 @@ import torch
 from wcse.engine.driver import Done
 from wcse.engine.engine import Account, Engine, Root
 from wcse.engine.runner import KVMemoryError, Runner, Span
-from wcse.reward.families import Layout
+from wcse.kernels.copies import join_rows
 from wcse.reward.head import Head
+from wcse.reward.layout import Layout
 from wcse.reward.readers import Reader
-from wcse.types import Node
+from wcse.types import Node, WcseError
 
 READ_TOKENS = 1024  # tokens of one verifier batch
 
@@ -31,6 +32,8 @@ def blank(node: Node) -> bool:
 
 class SharedHead:
     """A head on the policy's own hidden states; a score costs one row of a small matrix product."""
+
+    bounded = True
 
     def __init__(self, engine: Engine, head: Head, *, default_agg: str = "last") -> None:
         self.engine = engine
@@ -50,7 +53,7 @@ class SharedHead:
 
     def step(self) -> None:
         queue, self._queue = self._queue, []
-        scores = self.head(torch.stack([hidden for hidden, _ in queue])).tolist()
+        scores = self.head(join_rows([hidden[None] for hidden, _ in queue])).tolist()
         for (_, done), score in zip(queue, scores, strict=True):
             done(score)
 
@@ -67,6 +70,7 @@ class _Reading:
     node: Node
     account: Account
     done: Done
+    passing: bool  # the span holds a tail, which nothing else stands on
 
 
 @dataclass
@@ -85,6 +89,7 @@ class SeparatePRM:
         layout: how problem and steps become ids.
         reader: what turns the rows of a step's piece into a score.
         context: longest input in tokens; a longer one scores NaN, which ranks last.
+        default_agg: the aggregation that fits the model.
     """
 
     def __init__(
@@ -100,22 +105,58 @@ class SeparatePRM:
         self._queue: list[_Reading] = []
         self._dead: list[Span] = []
 
+    @property
+    def bounded(self) -> bool:
+        """Whether scores lie in [0, 1]."""
+        return self.layout.family.bounded
+
     def submit(self, root: Root, problem: str, node: Node, done: Done) -> None:
+        """Queue a node. A step that cannot be read as its family asks (too long, holds the tag) scores NaN.
+
+        Raises:
+            WcseError: the problem itself cannot be read.
+        """
         if blank(node):
             done(None)
             return
         mirror = self._mirrors.get(root) or self._open(root, problem)
-        parent, index = self._parent(node, mirror)
-        text = node.text.removesuffix(root.rule.delimiter).strip()
-        span = Span(parent, self.layout.step(text, index))
-        span.closed = True
-        self._spans[node] = span
-        finalize(node, self._dead.append, span)
-        if span.depth > self.context:
+        above = [step for step in node.steps() if step is node or not blank(step)]
+        texts = [step.text.removesuffix(root.rule.delimiter).strip() for step in above]
+        try:
+            reading = self.layout.read(problem, texts, ended=not node.live)
+        except WcseError:
             done(math.nan)
             return
-        mirror.account.reused += parent.depth
-        self._queue.append(_Reading(span, node, mirror.account, done))
+        if reading.read >= self.context:
+            done(math.nan)
+            return
+        parent = self._stem(node, mirror, reading.ids)
+        start = parent.depth if parent else 0
+        mirror.account.reused += start
+        span = self._span(parent, reading.ids[start:])
+        self._spans[node] = span
+        finalize(node, self._dead.append, span)
+        end = self._span(span, reading.tail) if reading.tail else span
+        self._queue.append(_Reading(end, node, mirror.account, done, passing=end is not span))
+
+    def _span(self, parent: Span | None, ids: list[int]) -> Span:
+        span = Span(parent, ids)
+        span.closed = True
+        return span
+
+    def _stem(self, node: Node, mirror: _Mirror, ids: list[int]) -> Span | None:
+        """The deepest span above the node whose whole path begins ``ids``, with at least one id to follow.
+
+        It is the span of the step above, unless the tokenizer merged over the seam between the two.
+        """
+        spans = self._spans
+        last = next((spans[step] for step in reversed(node.steps()[:-1]) if step in spans), mirror.prompt)
+        stem: Span | None = None
+        for span in last.lineage():
+            if span.depth >= len(ids) or span.tokens != ids[span.start : span.depth]:
+                break
+            stem = span
+        return stem
 
     @property
     def waiting(self) -> int:
@@ -152,8 +193,10 @@ class SeparatePRM:
         scores = self.reader(self.runner, work, [reading.span for reading in done])
         del self._queue[: len(done)]
         for reading, score in zip(done, scores, strict=True):
-            if not reading.node.live:
+            if reading.passing:
                 self.runner.release(reading.span)
+            if not reading.node.live:
+                self.runner.release(self._spans[reading.node])
             reading.done(score)
 
     def account(self, root: Root) -> Account:
@@ -171,17 +214,13 @@ class SeparatePRM:
         finalize(root, self._dead.extend, span.lineage())
         return mirror
 
-    def _parent(self, node: Node, mirror: _Mirror) -> tuple[Span, int]:
-        """The span of the nearest step above, and the number of steps above."""
-        above = [step for step in node.steps()[:-1] if step in self._spans]
-        return (self._spans[above[-1]] if above else mirror.prompt), len(above)
-
 
 class ImplicitPRM:
     """An implicit process reward model: two language models whose log-ratio is the reward (arXiv 2412.01981).
 
     The score of a step is sigmoid(bias + beta * (log p(path) - log p_reference(path))), over all tokens of the
-    solution up to the end of the step; so it is already accumulated, and ``last`` is its aggregation.
+    solution up to the end of the step; so it is already accumulated, and ``last`` is its aggregation. A family
+    that is not bounded leaves out the sigmoid.
 
     Args:
         model: reads log-probabilities of paths under the trained model (``readers.LogprobReader``).
@@ -215,9 +254,26 @@ class ImplicitPRM:
         self.model.submit(root, problem, node, hear(self.model))
         self.reference.submit(root, problem, node, hear(self.reference))
 
+    @property
+    def bounded(self) -> bool:
+        """Whether scores lie in [0, 1]."""
+        return self.model.bounded
+
+    @property
+    def layout(self) -> Layout:
+        """How both models read."""
+        return self.model.layout
+
+    @property
+    def context(self) -> int:
+        """Longest input in tokens that both models read."""
+        return min(self.model.context, self.reference.context)
+
     def _score(self, logprob: float | None, reference: float | None) -> float:
         assert logprob is not None and reference is not None
         logit = self.bias + self.beta * (logprob - reference)
+        if not self.bounded:
+            return logit
         return float(torch.sigmoid(torch.tensor(logit, dtype=torch.float64)))
 
     @property
