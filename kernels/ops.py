@@ -45,7 +45,6 @@ __all__ = [
     "rms_norm",
     "rope_write_kv",
     "sample",
-    "score_rows",
     "score_steps",
     "token_logprobs",
     "tree_attention",
@@ -428,6 +427,12 @@ def pack_linear(weight: Tensor) -> PackedLinear:
     return PackedLinear(panels, n, k)
 
 
+def _packed(weight: Linear) -> PackedLinear:
+    if isinstance(weight, DenseLinear):
+        raise WcseError("the weight is a DenseLinear; the native kernel takes one from pack_linear")
+    return weight
+
+
 def linear(
     x: Tensor,
     packed: Linear,
@@ -457,8 +462,7 @@ def linear(
         raise WcseError(f"x has {k} columns; the weight takes {packed.k}")
     if not _native(backend, x):
         return reference.linear(x, packed.weight().to(x.dtype), bias, residual)
-    if isinstance(packed, DenseLinear):
-        raise WcseError("packed is a DenseLinear; the native kernel takes a weight from pack_linear")
+    packed = _packed(packed)
     _check("x", x, _F32, (n_rows, k))
     if bias is not None:
         _check("bias", bias, _F32, (n,))
@@ -557,39 +561,6 @@ def sample(
     return tokens, logprobs
 
 
-def score_rows(
-    x: Tensor,
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    norm: Tensor | None = None,
-    *,
-    eps: float = 1e-6,
-    offset: float = 0.0,
-    relu: bool = False,
-    backend: Backend = "auto",
-) -> Tensor:
-    """Scores in [0, 1] of some rows: RMS norm (optional), ReLU (optional), one or two columns, sigmoid or softmax.
-
-    Args:
-        x: [T, D] hidden states; before the final norm if ``norm`` is given.
-        rows: int32 [S], which to score.
-        weight: [C, D], C 1 (sigmoid) or 2 (bad, good; softmax, the second is the score).
-        bias: [C] or None.
-        norm: [D], weight of the norm; ``eps`` and ``offset`` as in ``rms_norm``.
-        relu: between the layers of a head with two: x is then the first layer's output.
-
-    Returns:
-        float32 [S]; sums in float32 over one row at a time, so a score does not depend on its batch.
-    """
-    width = x.shape[1]
-    if weight.shape[0] not in (1, 2):
-        raise WcseError(f"weight has {weight.shape[0]} rows; a head has 1 or 2 outputs")
-    _check_shape("weight", weight, (weight.shape[0], width))
-    run = _triton().score_rows if _pick(backend, x) == "triton" else reference.score_rows
-    return run(x, rows, weight, bias, norm, eps=eps, offset=offset, relu=relu)
-
-
 def group_top_k(
     scores: Tensor, bounds: Tensor, k: int, *, largest_group: int, backend: Backend = "auto"
 ) -> Tensor:
@@ -644,7 +615,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, *, backend: Backend = "auto")
 def score_steps(
     hidden: Tensor,
     rows: Tensor,
-    layers: Sequence[tuple[PackedLinear, Tensor | None]],
+    layers: Sequence[tuple[Linear, Tensor | None]],
     *,
     bounded: bool = True,
     backend: Backend = "auto",
@@ -676,7 +647,10 @@ def score_steps(
         width = weight.n
     if not layers or width not in (1, 2):
         raise WcseError(f"the head has {width} outputs; expected 1 or 2")
-    if not _native(backend, hidden):
+    kind = _pick(backend, hidden)
+    if kind == "triton":
+        return _triton().score_steps(hidden, rows, layers, bounded=bounded)
+    if kind == "torch":
         dense = [(weight.weight().to(hidden.dtype), bias) for weight, bias in layers]
         return reference.score_steps(hidden, rows, dense, bounded=bounded)
     _check("hidden", hidden, _F32, (n_rows, layers[0][0].k))
@@ -689,7 +663,10 @@ def score_steps(
         _core.score_steps(
             hidden.data_ptr(),
             rows.data_ptr(),
-            [(weight.panels.data_ptr(), _address(bias), weight.n, weight.k) for weight, bias in layers],
+            [
+                (_packed(weight).panels.data_ptr(), _address(bias), weight.n, weight.k)
+                for weight, bias in layers
+            ],
             scores.data_ptr(),
             n_rows,
             steps,

@@ -230,30 +230,6 @@ def score_steps(
     return torch.sigmoid(z) if bounded else z
 
 
-def score_rows(
-    x: Tensor,
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: Tensor | None,
-    *,
-    eps: float,
-    offset: float,
-    relu: bool,
-) -> Tensor:
-    """A head's scores of ``x[rows]``: norm, ReLU, columns, then sigmoid of one or softmax of two."""
-    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
-    x = x[rows.long()].to(wide)
-    if norm is not None:
-        x = rms_norm(x, norm.to(wide), eps=eps, offset=offset)
-    if relu:
-        x = torch.relu(x)
-    z = (x[:, None, :] * weight.to(wide)).sum(-1)
-    if bias is not None:
-        z = z + bias.to(wide)
-    return torch.sigmoid(z[:, 1] - z[:, 0] if z.shape[1] == 2 else z[:, 0])
-
-
 def group_top_k(scores: Tensor, bounds: Tensor, k: int) -> Tensor:
     """Places of the k best of each group, best first; lower places first, NaN last, -1 where there are fewer."""
     out = torch.full((len(bounds) - 1, k), -1, dtype=torch.int32)

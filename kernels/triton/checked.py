@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wcse import _core
 from wcse.kernels.reference import PAGE
 from wcse.kernels.triton import attention, rows, sampler, score, work
 from wcse.types import WcseError
+
+if TYPE_CHECKING:
+    from wcse.kernels.ops import Linear
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -158,24 +163,23 @@ def gated_act(gate_up: Tensor, *, act: str) -> Tensor:
     return rows.gated_act(gate_up, act=act)
 
 
-def score_rows(
-    x: Tensor,
-    picked: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: Tensor | None,
-    *,
-    eps: float,
-    offset: float,
-    relu: bool,
+def score_steps(
+    hidden: Tensor, picked: Tensor, layers: Sequence[tuple[Linear, Tensor | None]], *, bounded: bool
 ) -> Tensor:
-    check("x", x, x, tuple(x.shape))
-    check("rows", picked, x, (len(picked),), torch.int32)
-    check("weight", weight, x, (weight.shape[0], x.shape[1]))
-    for name, part, shape in (("bias", bias, (weight.shape[0],)), ("norm", norm, (x.shape[1],))):
-        if part is not None:
-            check(name, part, x, shape)
-    return score.score_rows(x, picked, weight, bias, norm, eps=eps, offset=offset, relu=relu)
+    """All layers but the last are GEMMs over the chosen rows; the last is one kernel with gather, ReLU and link."""
+    check("hidden", hidden, hidden, tuple(hidden.shape))
+    check("rows", picked, hidden, (len(picked),), torch.int32)
+    *first, (last, bias) = layers
+    x = hidden
+    for i, (weight, b) in enumerate(first):
+        x = F.relu(x) if i else hidden[picked.long()]
+        x = F.linear(x, weight.weight().to(x.dtype), None if b is None else b.to(x.dtype))
+    if first:
+        picked = torch.arange(len(x), dtype=torch.int32, device=x.device)
+    check("weight", last.weight(), x, (last.n, x.shape[1]))
+    if bias is not None:
+        check("bias", bias, x, (last.n,))
+    return score.score_rows(x, picked, last.weight(), bias, relu=bool(first), bounded=bounded)
 
 
 def group_top_k(scores: Tensor, bounds: Tensor, k: int, *, largest_group: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scores of steps: gather rows, final norm, one or two columns, link; and the best of each group, on the device.
+"""Scores of steps: gather rows, one or two columns, link; and the best of each group, on the device.
 
 One program a row or a group. No logits of the vocabulary, nothing waits for the host.
 """
@@ -16,27 +16,21 @@ import triton.language as tl
 def score_kernel(
     x_ptr,
     row_ptr,
-    norm_ptr,
     weight_ptr,
     bias_ptr,
     out_ptr,
-    eps,
-    offset,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
-    NORM: tl.constexpr,
     BIAS: tl.constexpr,
     RELU: tl.constexpr,
+    BOUNDED: tl.constexpr,
 ):
-    """Grid (scores,). weight [COLUMNS, N]; one column: sigmoid(z0); two: softmax(z)[1] = sigmoid(z1 - z0)."""
+    """Grid (scores,). weight [COLUMNS, N]; z = z0 of one column, z1 - z0 of two; sigmoid(z) if BOUNDED, else z."""
     j = tl.program_id(0)
     n = tl.arange(0, BLOCK)
     ok = n < N
     x = tl.load(x_ptr + tl.load(row_ptr + j).to(tl.int64) * N + n, mask=ok, other=0.0).to(tl.float32)
-    if NORM:
-        weight = tl.load(norm_ptr + n, mask=ok, other=0.0).to(tl.float32) + offset
-        x = x * tl.rsqrt(tl.sum(x * x, 0) / N + eps) * weight
     if RELU:
         x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
     z = tl.sum(x * tl.load(weight_ptr + n, mask=ok, other=0.0).to(tl.float32), 0)
@@ -47,39 +41,30 @@ def score_kernel(
         if BIAS:
             second += tl.load(bias_ptr + 1).to(tl.float32)
         z = second - z
-    tl.store(out_ptr + j, 1.0 / (1.0 + tl.exp(-z)))
+    if BOUNDED:
+        z = 1.0 / (1.0 + tl.exp(-z))
+    tl.store(out_ptr + j, z)
 
 
 def score_rows(
-    x: Tensor,
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: Tensor | None,
-    *,
-    eps: float,
-    offset: float,
-    relu: bool,
+    x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool, bounded: bool
 ) -> Tensor:
-    """float32 [S] of x[rows]; shapes as in ``ops.score_rows``."""
+    """float32 [S] of x[rows], x [T, N], weight [1 or 2, N]."""
     n_scores, width = len(rows), x.shape[1]
     out = torch.empty(n_scores, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
     score_kernel[(n_scores,)](
         x,
         rows,
-        x if norm is None else norm,
         weight,
         x if bias is None else bias,
         out,
-        eps,
-        offset,
         N=width,
         BLOCK=block,
         COLUMNS=weight.shape[0],
-        NORM=norm is not None,
         BIAS=bias is not None,
         RELU=relu,
+        BOUNDED=bounded,
         num_warps=max(1, min(16, block // 512)),
     )
     return out

@@ -59,6 +59,7 @@ class Traffic:
 class DeviceList:
     """A work list in device memory. Views of one int32 buffer, which is uploaded in one copy."""
 
+    buffer: Tensor  # int32, all of the tensors below
     tile_m: int
     n_items: int
     n_slots: int
@@ -113,36 +114,64 @@ class DevicePlan:
         return self._lists[window]
 
     def _make(self, window: int) -> DeviceList:
-        sizes = tile_sizes(self.group, self.head_dim, self.dtype, self.rates.major)
-        tile_m = self.tile_m or choose_tile(
-            self.plan, self.group, self.kv_heads, self.head_dim, self.rates, sizes
-        )
+        return upload(self.cut(window), self.plan, self.tile(), self.device)
+
+    def tile(self) -> int:
+        """Rows of a tile: given, or chosen by cost."""
+        if self.tile_m is None:
+            sizes = tile_sizes(self.group, self.head_dim, self.dtype, self.rates.major)
+            self.tile_m = choose_tile(self.plan, self.group, self.kv_heads, self.head_dim, self.rates, sizes)
+        return self.tile_m
+
+    def cut(self, window: int) -> _core.WorkList:
+        """The work list for this window, on the host."""
         full = self.rates.processors * self.rates.resident
-        work = _core.work_list(
+        return _core.work_list(
             self.plan,
-            tile_rows=tile_m // self.group,
+            tile_rows=self.tile() // self.group,
             block_pages=block_tokens(self.head_dim, self.dtype) // PAGE,
             items=self.chunks or max(1, full // self.kv_heads),
             least_pages=1 if self.chunks else 16,  # 256 tokens
             window=window,
         )
-        return upload(work, self.plan, tile_m, self.device)
 
 
-def upload(work: _core.WorkList, plan: _core.Plan, tile_m: int, device: torch.device) -> DeviceList:
-    """Copy a work list to the device, in one piece and, on CUDA, from pinned memory without waiting."""
-    parts = [work.items, work.page, work.rows, work.pos, work.merge, plan.positions]
-    starts = np.cumsum([0] + [-(-len(part) // _ALIGN) * _ALIGN for part in parts])
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Sizes of a work list, or of the memory for one."""
+
+    items: int
+    entries: int
+    slots: int
+    rows: int
+
+    @staticmethod
+    def of(work: _core.WorkList, plan: _core.Plan) -> Room:
+        return Room(len(work.items) // 5, len(work.page), work.slots, plan.n_rows)
+
+
+def upload(
+    work: _core.WorkList, plan: _core.Plan, tile_m: int, device: torch.device, room: Room | None = None
+) -> DeviceList:
+    """Copy a work list to the device, in one piece and, on CUDA, from pinned memory without waiting.
+
+    ``room`` leaves space for longer lists. Zeros there are items without rows and rows without partials: kernels that
+    are launched for all of the room do nothing for them.
+    """
+    room = room or Room.of(work, plan)
+    sizes = [5 * room.items, *[room.entries] * 3, 3 * room.rows, room.rows]
+    starts = np.cumsum([0] + [-(-size // _ALIGN) * _ALIGN for size in sizes])
     host = torch.zeros(int(starts[-1]) or _ALIGN, dtype=torch.int32, pin_memory=device.type == "cuda")
     flat = host.numpy()
+    parts = [work.items, work.page, work.rows, work.pos, work.merge, plan.positions]
     for part, start in zip(parts, starts, strict=False):
         flat[start : start + len(part)] = part
     there = host.to(device, non_blocking=True)
-    views = [there[start : start + len(part)] for part, start in zip(parts, starts, strict=False)]
+    views = [there[start : start + size] for size, start in zip(sizes, starts, strict=False)]
     nodes = plan.nodes
     seen = np.minimum(nodes.length, nodes.seen + nodes.hi - 1 - nodes.lo)
     traffic = Traffic(unique=int(seen.sum()), read=work.entries * PAGE)
-    return DeviceList(tile_m, len(work.items) // 5, work.slots, plan.n_rows, *views, traffic=traffic)
+    return DeviceList(there, tile_m, room.items, room.slots, room.rows, *views, traffic=traffic)
 
 
 def block_tokens(head_dim: int, dtype: torch.dtype) -> int:

@@ -5,6 +5,7 @@ The interpreter does bfloat16 arithmetic wrongly without a word, so there it is 
 
 from __future__ import annotations
 
+import gpu_trees
 import numpy as np
 import pytest
 import torch
@@ -200,37 +201,12 @@ def test_every_row_sees_each_of_its_tokens_once(
     assert sorted(slots) == list(range(list_.slots))
 
 
-def search_tree(kind: str, leaves: int = 64, depth: int = 10, prompt: int = 512) -> tuple[Spec, Segments]:
-    """Trees as searches grow them, 48-token steps: ``keep`` of the leaves live on at every depth."""
-    keep = {"beam": leaves // 4, "dvts": leaves // 4, "best-of-n": leaves, "chain": 1, "rebase": leaves // 8}[
-        kind
-    ]
-    spec: Spec = [("p", None, prompt)]
-    front = ["p"] * keep
-    for level in range(depth):
-        # Beams coalesce: most survivors descend from few parents. The rest keep their own line.
-        share = {"beam": 4, "rebase": 3}.get(kind, 1)
-        parents = [front[i // share] for i in range(keep)] if level else front
-        front = [f"{level}.{i}" for i in range(keep)]
-        spec += [(name, parent, 48) for name, parent in zip(front, parents, strict=True)]
-    used = {parent for _, parent, _ in spec} | set(front)
-    while (kept := [node for node in spec if node[0] in used]) != spec:  # pruned branches hold no pages
-        spec = kept
-        used = {parent for _, parent, _ in spec} | set(front)
-    width = 1 if kind == "chain" else leaves // keep
-    tips = [(f"t{i}", front[i // width], 24) for i in range(keep * width)]
-    return spec + tips, [(name, 1) for name, _, _ in tips]
-
-
 @pytest.mark.parametrize(
     ("kind", "most"), [("beam", 1.45), ("dvts", 1.25), ("best-of-n", 1.15), ("rebase", 1.55), ("chain", 1.01)]
 )
 def test_planned_traffic(kind: str, most: float) -> None:
     """Tokens that the chosen tiles read, over unique tokens: whole pages, and the path once a tile."""
-    spec, segments = search_tree(kind)
-    pages = sum(-(-n // 16) for _, _, n in spec)
-    forest = grow(spec, kv_heads=1, group=1, head_dim=1, pages=pages)
-    plan = forest.plan(segments)
+    plan = gpu_trees.grow(kind, leaves=64, depth=10).plan
     placed = work.DevicePlan(plan, torch.device("cpu"), 4, 8, 64)
     traffic = placed.list(0).traffic
     assert 1.0 <= traffic.ratio <= most, traffic

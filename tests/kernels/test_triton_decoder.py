@@ -13,6 +13,7 @@ import tiny_models
 import torch
 
 from wcse import _core
+from wcse.engine.graphs import StepGraphs
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
 from wcse.kernels import ops
@@ -20,7 +21,6 @@ from wcse.models.decoder import Batch, Decoder
 from wcse.models.hf import open_hf, read_json
 from wcse.models.load import load_model
 from wcse.models.spec import spec_from_hf
-from wcse.reward.head import Head
 from wcse.types import WcseError
 
 pytest.importorskip("triton")
@@ -59,7 +59,7 @@ def logits(decoder: Decoder, tokens: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", ["llama-biased", "mistral", "qwen3", "gemma2"])
 def test_logits_are_those_of_the_native_kernels(tmp_path: Path, variant: str) -> None:
-    folder = tiny_models.build(variant, tmp_path)
+    folder = tiny_models.build(variant, tmp_path, num_hidden_layers=2)
     tokens = torch.randint(0, 384, (46,), generator=torch.Generator().manual_seed(3)).tolist()
     native, ours = (logits(decoder, tokens) for decoder in decoders(folder))
     assert float((ours - native).abs().max() / native.abs().max()) < 1e-4
@@ -67,7 +67,7 @@ def test_logits_are_those_of_the_native_kernels(tmp_path: Path, variant: str) ->
 
 def test_generation_gives_the_tokens_of_the_cpu(tmp_path: Path) -> None:
     """The same engine, greedy and drawn, with rows that share a prompt."""
-    folder = tiny_models.build("qwen2", tmp_path)
+    folder = tiny_models.build("qwen2", tmp_path, num_hidden_layers=2)
     model = load_model(folder)
     ours = replace(model, decoder=decoders(folder)[1])
     for params in (
@@ -85,14 +85,40 @@ def test_generation_gives_the_tokens_of_the_cpu(tmp_path: Path) -> None:
         assert found[0] == found[1]
 
 
-def test_heads_on_a_device() -> None:
-    """One and two layers; the path that hidden states on a GPU take."""
-    hidden = torch.randn(5, 24)
-    first, last = (torch.randn(24, 24), torch.randn(24)), (torch.randn(2, 24), torch.randn(2))
-    for layers in ([last], [first, last], [(torch.randn(1, 24), None)]):
-        head = Head(layers).to(torch.device(DEVICE))
-        got = head._on_device(hidden.to(DEVICE))
-        torch.testing.assert_close(got.cpu(), Head(layers)(hidden), rtol=1e-4, atol=1e-5)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # rows of padding see nothing: 0 / 0
+def test_a_padded_step_gives_what_the_plain_one_gives(tmp_path: Path) -> None:
+    """Leaves below one prompt, three steps: the second fills the memory of the first."""
+    _, decoder = decoders(tiny_models.build("gemma2", tmp_path, num_hidden_layers=2))
+    tree, pool, other = _core.KVTree(64), decoder.pool(64), decoder.pool(64)
+    graphs = StepGraphs(decoder, pool)
+    prompt = tree.fork(0)
+    slots = tree.extend(prompt, list(range(20)))
+    plan = _core.plan(tree, [prompt], [20])
+    positions = torch.from_numpy(plan.positions)
+    first = Batch(torch.arange(20), positions, torch.from_numpy(slots), plan, torch.tensor([19]))
+    for each in (pool, other):
+        decoder.forward(decoder.place(first), each)
+    tree.settle()
+    tree.seal(prompt)
+    leaves = [tree.fork(prompt) for _ in range(6)]
+    for step, count in enumerate((6, 6, 4)):
+        nodes = leaves[:count]
+        slots = tree.extend_rows(nodes, [7 + step] * count)
+        plan = _core.plan(tree, nodes, [1] * count)
+        batch = Batch(
+            torch.arange(count) + 50 * step,
+            torch.from_numpy(plan.positions),
+            torch.from_numpy(slots)[torch.from_numpy(plan.order).long()],
+            plan,
+            torch.tensor([3, 0]),
+        )
+        got = graphs.forward(batch)
+        torch.testing.assert_close(got, decoder.forward(decoder.place(batch), other), rtol=1e-4, atol=1e-5)
+        tree.settle()
+        assert len(graphs._slots) == 1 or step == 2
+    assert graphs.captures == (len(graphs._slots) if DEVICE == "cuda" else 0)
+    for ours, plain in zip(pool.k + pool.v, other.k + other.v, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -102,5 +128,5 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     if DEVICE == "cpu":
         with pytest.raises(WcseError, match="finds no CUDA device; use 'cpu'"):
             load_model(folder, device="cuda")
-    with pytest.raises(WcseError, match="packed is a DenseLinear"):
+    with pytest.raises(WcseError, match="the weight is a DenseLinear"):
         ops.linear(torch.zeros(1, 4), ops.DenseLinear(torch.zeros(3, 4)), backend="cpp")

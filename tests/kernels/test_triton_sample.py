@@ -145,21 +145,19 @@ def test_bad_parameters_are_refused() -> None:
 # ---------------------------------------------------------------------------------------------------- scores
 
 
-@pytest.mark.parametrize("columns", [1, 2])
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize(("bias", "relu"), [(False, False), (True, True)])
-def test_score_rows(columns: int, norm: bool, bias: bool, relu: bool) -> None:
-    x, weight = torch.randn(20, 100), torch.randn(columns, 100)
+@pytest.mark.parametrize("sizes", [(1,), (2,), (24, 2), (24, 8, 1)], ids=str)
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_score_steps(sizes: tuple[int, ...], bounded: bool, biased: bool) -> None:
+    hidden, width, layers = torch.randn(20, 100), 100, []
+    for size in sizes:
+        layers.append((torch.randn(size, width) * width**-0.5, torch.randn(size) if biased else None))
+        width = size
     rows = torch.tensor([3, 19, 0, 3], dtype=torch.int32)
-    b = torch.randn(columns) if bias else None
-    n = torch.randn(100) if norm else None
-    exact = ops.score_rows(
-        x.double(), rows, weight.double(), b, n, eps=1e-5, offset=1.0, relu=relu, backend="torch"
-    )
-    there = [None if t is None else t.to(DEVICE) for t in (weight, b, n)]
-    got = ops.score_rows(
-        x.to(DEVICE), rows.to(DEVICE), *there, eps=1e-5, offset=1.0, relu=relu, backend="triton"
-    )
+    wide = [(ops.DenseLinear(w.double()), None if b is None else b.double()) for w, b in layers]
+    exact = ops.score_steps(hidden.double(), rows, wide, bounded=bounded, backend="torch")
+    there = [(ops.DenseLinear(w.to(DEVICE)), None if b is None else b.to(DEVICE)) for w, b in layers]
+    got = ops.score_steps(hidden.to(DEVICE), rows.to(DEVICE), there, bounded=bounded, backend="triton")
     torch.testing.assert_close(got.cpu().double(), exact, rtol=1e-4, atol=1e-5)
 
 
@@ -167,8 +165,9 @@ def test_a_broken_row_scores_nan() -> None:
     x = torch.randn(3, 16)
     x[1, 2] = float("nan")
     rows = torch.arange(3, dtype=torch.int32).to(DEVICE)
-    for relu in (False, True):
-        got = ops.score_rows(x.to(DEVICE), rows, torch.randn(2, 16).to(DEVICE), relu=relu, backend="triton")
+    one, two = ((ops.DenseLinear(torch.randn(n, 16).to(DEVICE)), None) for n in (2, 16))
+    for layers in ([one], [two, one]):
+        got = ops.score_steps(x.to(DEVICE), rows, layers, backend="triton")
         assert got.isnan().tolist() == [False, True, False]
 
 

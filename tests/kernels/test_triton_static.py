@@ -43,7 +43,7 @@ def test_hopper() -> None:
     """No spills, shared memory below the limit, tensor cores and asynchronous copies in use, short loops."""
     table = compile_kernels("--arch", "90")
     kernels = {row["kernel"] for row in table}
-    assert kernels >= {"tree_attention", "merge", "rope_write_kv", "add_rms_norm", "sample", "score_rows"}
+    assert kernels >= {"tree_attention", "merge", "rope_write_kv", "add_rms_norm", "sample", "score_steps"}
     assert not [(row["kernel"], row["shape"], row["failures"]) for row in table if row["failures"]]
     loops = {row["shape"]: row["loop"] for row in table if row["kernel"] == "tree_attention"}
     assert not {shape: (loops[shape], most) for shape, most in LOOPS.items() if loops[shape] > most}

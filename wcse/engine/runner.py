@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from wcse import _core
+from wcse.engine.graphs import StepGraphs
 from wcse.models.decoder import Batch, Decoder
 from wcse.types import WcseError
 
@@ -118,6 +119,7 @@ class Runner:
         self.decoder = decoder
         self.tree = _core.KVTree(num_pages)
         self.pool = decoder.pool(num_pages)
+        self._graphs = StepGraphs(decoder, self.pool) if decoder.device.type == "cuda" else None
         self.computed = 0  # tokens put through the decoder so far
         self.room = num_pages  # pages that are free or can be evicted by the tree itself
         self._resident: WeakSet[Span] = WeakSet()
@@ -305,7 +307,10 @@ class Runner:
             plan=plan,
             out_rows=torch.from_numpy((rows if every_row else starts + counts - 1).astype(np.int64)),
         )
-        hidden = self.decoder.forward(self.decoder.place(batch), self.pool)
+        if self._graphs is not None and work.tokens == len(work.spans):
+            hidden = self._graphs.forward(batch)
+        else:
+            hidden = self.decoder.forward(self.decoder.place(batch), self.pool)
         self.tree.settle()
         self.computed += work.tokens
         return hidden

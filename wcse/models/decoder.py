@@ -196,8 +196,16 @@ class Decoder:
         """Keys and values for this decoder."""
         return KVPool(self.spec, num_pages, device=self.device if self.dense else None, dtype=self.dtype)
 
-    def place(self, batch: Batch) -> Batch:
-        """The batch on the decoder's device, uploaded without waiting. Its plan serves all layers."""
+    @property
+    def rope_rows(self) -> int:
+        """Rows of the longest rope table; it changes when tables are replaced by longer ones."""
+        return max(len(table.cos) for table in self._ropes.values())
+
+    def place(self, batch: Batch, *, upload: bool = True) -> Batch:
+        """The batch on the decoder's device, uploaded without waiting. Its plan serves all layers.
+
+        ``upload=False`` checks tokens, grows the rope tables and makes the plan, and leaves the tensors.
+        """
         if not self.dense:
             return batch
         spec = self.spec
@@ -212,6 +220,8 @@ class Decoder:
         self._check_tokens(batch.tokens)
         self._grow_ropes(batch.positions)
         parts = (batch.tokens, batch.positions, batch.slots)
+        if not upload:
+            return Batch(*parts, plan, batch.out_rows)
         tokens, positions, slots = (x.to(self.device, non_blocking=True) for x in parts)
         return Batch(tokens, positions, slots, plan, batch.out_rows.to(self.device, non_blocking=True))
 

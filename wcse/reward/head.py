@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from wcse.kernels import ops
 from wcse.types import WcseError
@@ -27,10 +26,11 @@ class Head:
 
     layers: Sequence[tuple[torch.Tensor, torch.Tensor | None]]
     bounded: bool = True
-    _packed: list[tuple[ops.PackedLinear, torch.Tensor | None]] = field(init=False, repr=False)
+    _packed: list[tuple[ops.Linear, torch.Tensor | None]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_packed", [(ops.pack_linear(w), b) for w, b in self.layers])
+        packed = [(ops.pack_linear(w) if w.is_cpu else ops.DenseLinear(w), b) for w, b in self.layers]
+        object.__setattr__(self, "_packed", packed)
 
     def __call__(self, hidden: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
         """Scores [rows] of hidden states [*, hidden size] after the final norm; ``rows`` None: of all of them.
@@ -38,30 +38,14 @@ class Head:
         Two outputs z0, z1 give softmax(z)[1] = sigmoid(z1 - z0), which never underflows to a wrong rank. A score
         does not depend on its batch.
         """
-        if not hidden.is_cpu:
-            return self._on_device(hidden if rows is None else hidden[list(rows)])
         chosen = range(len(hidden)) if rows is None else rows
-        index = torch.tensor(list(chosen), dtype=torch.int32)
+        index = torch.tensor(list(chosen), dtype=torch.int32).to(hidden.device)
         return ops.score_steps(hidden, index, self._packed, bounded=self.bounded)
-
-    def _on_device(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The same by a GEMM and one kernel; the head's layers must lie where the hidden states are."""
-        *first, (weight, bias) = self.layers
-        x, relu = hidden, False
-        for w, b in first:
-            x = F.linear(torch.relu(x) if relu else x, w.to(x.dtype), None if b is None else b.to(x.dtype))
-            relu = True
-        if not self.bounded:
-            x = torch.relu(x) if relu else x
-            return F.linear(x.float(), weight.float(), None if bias is None else bias.float())[:, 0]
-        rows = torch.arange(len(x), dtype=torch.int32, device=x.device)
-        return ops.score_rows(x, rows, weight, bias, relu=relu)
 
     def to(self, device: torch.device) -> Head:
         """The head with its layers on a device."""
-        return Head(
-            [(w.to(device), None if b is None else b.to(device)) for w, b in self.layers], self.bounded
-        )
+        layers = [(w.to(device), None if b is None else b.to(device)) for w, b in self.layers]
+        return Head(layers, self.bounded)
 
 
 ANY_HEAD = (("score.0", "score.2"), ("score",), ("classifier",), ("v_head.summary",))

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The GPU suite from a bare clone: bench/gpu.sh [build|test|bench|all] [arguments of bench_gpu.py]
+#
+# Needs a C++17 compiler and a Python (PYTHON, default python3) with torch for CUDA, triton and transformers; the tests
+# also need pytest and hypothesis. Fetches and installs nothing: the native core is compiled with the pybind11 headers
+# that torch brings, into build/gpu, which is put on PYTHONPATH.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+what=${1:-all}
+shift || true
+root=$PWD/build/gpu
+
+build() {
+    if [ -e "$root/built" ] && [ -z "$(find csrc wcse kernels -maxdepth 1 -newer "$root/built")$(find csrc -newer "$root/built")" ]; then
+        return
+    fi
+    mkdir -p "$root/objects" "$root/wcse"
+    ln -sfn ../../../kernels "$root/wcse/kernels"
+    for part in wcse/*; do ln -sfn "../../../$part" "$root/$part"; done
+    local include flags=(-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Icsrc)
+    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    flags+=("-I$include" "-I$("$python" -c 'import torch, os; print(os.path.dirname(torch.__file__))')/include")
+    [ "$(uname -m)" != x86_64 ] || flags+=(-DWCSE_X86)
+    local source object extra jobs=()
+    for source in csrc/*.cpp csrc/cpu/*.cpp csrc/tests/bind_testing.cpp csrc/tests/kv_tree_fuzz.cpp; do
+        extra=()
+        case $source in
+        *avx2.cpp) extra=(-mavx2 -mfma) ;;
+        *avx512.cpp) extra=(-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512) ;;
+        esac
+        [[ ${#extra[@]} -eq 0 || $(uname -m) == x86_64 ]] || continue
+        object=$root/objects/$(echo "$source" | tr / _).o
+        jobs+=("${CXX:-g++} ${flags[*]} ${extra[*]} -c $source -o $object")
+    done
+    printf '%s\n' "${jobs[@]}" | xargs -P "$(nproc)" -I{} sh -c '{}'
+    "${CXX:-g++}" -shared -pthread "$root"/objects/*.o -o "$root/wcse/_core$("$python" -c \
+        'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"
+    touch "$root/built"
+}
+
+run_tests() {
+    if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
+        echo "gpu.sh: torch finds no CUDA device: the GPU tests are skipped (make test interprets the kernels)"
+    elif ! "$python" -c 'import pytest, hypothesis'; then
+        echo "gpu.sh: pytest or hypothesis is missing: the tests are skipped; the benches check what they time"
+    else
+        "$python" -m pytest -q tests/kernels -k "triton and not static"
+    fi
+}
+
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+build
+case $what in
+build) ;;
+test) run_tests ;;
+bench) "$python" bench/bench_gpu.py "$@" ;;
+all)
+    run_tests
+    "$python" bench/bench_gpu.py "$@"
+    ;;
+*)
+    echo "gpu.sh: unknown part '$what'; use build, test, bench or all" >&2
+    exit 2
+    ;;
+esac
