@@ -11,6 +11,7 @@
 #include "tests/bind_testing.h"
 #include "text.h"
 #include "thread_pool.h"
+#include "work_list.h"
 
 namespace py = pybind11;
 using wcse::Ints;
@@ -122,6 +123,26 @@ void bind_plan(py::module_& m) {
     m.def("plan", &make_plan, py::arg("tree"), py::arg("nodes"), py::arg("n_new"));
 }
 
+void bind_work_list(py::module_& m) {
+    using wcse::WorkList;
+    py::class_<WorkList>(m, "WorkList", "A plan cut into work items for a GPU.")
+        .def_property_readonly("items", array_of(&WorkList::items))
+        .def_property_readonly("page", array_of(&WorkList::page))
+        .def_property_readonly("rows", array_of(&WorkList::rows))
+        .def_property_readonly("pos", array_of(&WorkList::pos))
+        .def_property_readonly("merge", array_of(&WorkList::merge))
+        .def_readonly("slots", &WorkList::slots)
+        .def_readonly("entries", &WorkList::entries);
+    m.def(
+        "work_list",
+        [](const wcse::Plan& plan, int32_t tile_rows, int32_t block_pages, int32_t items, int32_t least_pages,
+           int32_t window) {
+            return wcse::make_work_list(plan, {tile_rows, block_pages, items, least_pages, window});
+        },
+        py::arg("plan"), py::kw_only(), py::arg("tile_rows"), py::arg("block_pages"), py::arg("items"),
+        py::arg("least_pages"), py::arg("window") = 0);
+}
+
 // ---------------------------------------------------------------------------------------------------- text
 
 py::array_t<uint8_t> advance(TextMatcher& matcher, const py::object& slots, const py::object& tokens) {
@@ -170,6 +191,7 @@ PYBIND11_MODULE(_core, m) {
     m.doc() = "wcse native core: KV tree, planner, CPU kernels, text matching";
     bind_kv_tree(m);
     bind_plan(m);
+    bind_work_list(m);
     bind_text(m);
     bind_thread_pool(m);
     wcse::bind_kernels(m);

@@ -1,6 +1,6 @@
 """Copies of rows that start no OpenMP region: one stalls for milliseconds when another process has the core.
 
-On the CPU numpy does the work, elsewhere torch. Knows nothing of what the rows are.
+On the CPU numpy does the work (but bfloat16, which it lacks), elsewhere torch. Knows nothing of what the rows are.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from torch import Tensor
 
 
 def take_rows(x: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
-    """``x[rows]`` of a float32 tensor [R, ...]; ``rows`` holds integers."""
-    index = torch.as_tensor(rows, dtype=torch.int64)
-    return torch.from_numpy(x.numpy().take(index.numpy(), axis=0)) if x.is_cpu else x[index]
+    """``x[rows]`` of a tensor [R, ...]; ``rows`` holds integers."""
+    if not _numpy_takes(x):
+        return x[torch.as_tensor(rows, dtype=torch.int64, device=x.device)]
+    return torch.from_numpy(x.numpy().take(np.asarray(rows, np.int64), axis=0))
 
 
 def join_rows(parts: Sequence[Tensor]) -> Tensor:
-    """``torch.cat(parts)`` of float32 tensors."""
-    if not parts[0].is_cpu:
+    """``torch.cat(parts)`` along the first axis."""
+    if not _numpy_takes(parts[0]):
         return torch.cat(list(parts))
     return torch.from_numpy(np.concatenate([part.numpy() for part in parts]))
+
+
+def _numpy_takes(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype is not torch.bfloat16

@@ -1,8 +1,9 @@
 """One checked function per kernel: ``from wcse.kernels import ops``.
 
-Each op takes ``backend``: "cpp" (the native kernel: float32 tensors on the CPU), "torch" (``reference.py``: any
-float dtype and device), or "auto" ("cpp" for tensors on the CPU, else "torch"). Tensors reach the native code as
-addresses, so everything that could make an address wrong is checked here: dtype, shape, device and contiguity.
+Each op takes ``backend``: "cpp" (the native kernel: float32 tensors on the CPU), "triton" (``triton/``: float32,
+float16 or bfloat16 on a GPU), "torch" (``reference.py``: any float dtype and device), or "auto" ("cpp" for tensors
+on the CPU, else "triton", or "torch" where Triton is not installed or has no kernel for the op). Tensors reach the
+kernels as addresses, so everything that could make an address wrong is checked here: dtype, shape, device, strides.
 The native loops use as many threads as torch does at the time of the call; their results do not depend on it.
 
 Common sizes: T rows (new tokens), Hq query heads, Hkv key/value heads, d head size, P pages of 16 tokens.
@@ -13,29 +14,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from wcse import _core
 from wcse.kernels import reference
+from wcse.kernels.dense import DenseLinear
 from wcse.kernels.reference import PAGE
 from wcse.types import WcseError
 
-Backend = Literal["auto", "cpp", "torch"]
+if TYPE_CHECKING:
+    from wcse.kernels.triton.work import DevicePlan
+
+Backend = Literal["auto", "cpp", "triton", "torch"]
 Activation = Literal["silu", "gelu_tanh"]
 
 __all__ = [
     "PAGE",
+    "DenseLinear",
+    "Linear",
     "PackedLinear",
     "add_rms_norm",
+    "device_plan",
     "gated_act",
+    "group_top_k",
     "linear",
     "pack_linear",
     "rms_norm",
     "rope_write_kv",
     "sample",
+    "score_rows",
     "score_steps",
     "token_logprobs",
     "tree_attention",
@@ -45,13 +55,38 @@ _F32 = torch.float32
 _I32 = torch.int32
 
 
-def _native(backend: Backend, x: Tensor) -> bool:
-    """Whether the native kernel shall run, decided from the first tensor."""
+def _pick(backend: Backend, x: Tensor) -> Literal["cpp", "triton", "torch"]:
+    """The backend that shall run, decided from the first tensor."""
     if backend == "auto":
-        return x.is_cpu
-    if backend in ("cpp", "torch"):
-        return backend == "cpp"
-    raise WcseError(f"backend={backend!r} is unknown; use 'auto', 'cpp' or 'torch'")
+        return "cpp" if x.is_cpu else "torch" if _no_triton(x) else "triton"
+    if backend not in ("cpp", "triton", "torch"):
+        raise WcseError(f"backend={backend!r} is unknown; use 'auto', 'cpp', 'triton' or 'torch'")
+    if backend == "triton" and (why := _no_triton(x)):
+        raise WcseError(f"backend='triton' cannot run: {why}")
+    return backend
+
+
+def _native(backend: Backend, x: Tensor) -> bool:
+    """Whether the native kernel shall run, for ops that have no Triton kernel."""
+    return _pick(backend, x) == "cpp"
+
+
+def _no_triton(x: Tensor) -> str:
+    """Why Triton cannot work on ``x``; empty if it can."""
+    try:
+        import triton
+    except ImportError:
+        return "triton is not installed; pip install 'wcse[gpu]'"
+    if not x.is_cuda and not triton.knobs.runtime.interpret:
+        return f"the tensor is on {x.device}; use a CUDA device (or, to test, TRITON_INTERPRET=1)"
+    return ""
+
+
+def _triton() -> Any:
+    """The Triton ops; imported late, because Triton takes seconds and is not everywhere."""
+    from wcse.kernels.triton import checked
+
+    return checked
 
 
 def _check(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -80,7 +115,7 @@ def tree_attention(
     q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
-    plan: _core.Plan,
+    plan: _core.Plan | DevicePlan,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -91,15 +126,17 @@ def tree_attention(
 
     Args:
         q: [T, Hq, d] queries, rows in the order of ``plan``; d a multiple of 8 from 8 to 256.
-        k_pages: [P, Hkv, d, 16] keys, transposed inside a page. Query head h reads head h // (Hq // Hkv).
-        v_pages: [P, Hkv, 16, d] values.
-        plan: the ``_core.Plan`` of this step.
+        k_pages: [P, Hkv, d, 16] keys, transposed inside a page. Query head h reads head h // (Hq // Hkv). For
+            Triton a transposed view of keys stored as [P, Hkv, 16, d].
+        v_pages: [P, Hkv, 16, d] values. For Triton keys and values must be finite everywhere in the pools.
+        plan: the plan of this step; for Triton best one that ``device_plan`` made, once for all layers.
         scale: factor of the scores, usually d ** -0.5.
         softcap: scores become softcap * tanh(score / softcap); 0 turns it off.
         window: a row at position p sees keys at positions > p - window; 0 turns it off.
 
     Returns:
-        [T, Hq, d]. A row's bits do not depend on the other rows, nor on threads.
+        [T, Hq, d]. Native: a row's bits do not depend on the other rows, nor on threads. Triton: the same call gives
+        the same bits; another batch may round differently. float32 sums; float32 queries use no TF32.
 
     Raises:
         WcseError: a tensor, the plan or an option does not fit.
@@ -114,7 +151,13 @@ def tree_attention(
         raise WcseError(f"q has {n_heads} heads; expected a multiple of the {n_kv} heads of k_pages")
     if softcap < 0 or window < 0:
         raise WcseError(f"softcap={softcap}, window={window}: must not be negative; 0 turns them off")
-    if not _native(backend, q):
+    kind = _pick(backend, q)
+    if kind == "triton":
+        return _triton().tree_attention(
+            q, k_pages, v_pages, plan, scale=scale, softcap=softcap, window=window
+        )
+    plan = plan if isinstance(plan, _core.Plan) else plan.plan
+    if kind == "torch":
         return reference.tree_attention(
             q, k_pages, v_pages, plan, scale=scale, softcap=softcap, window=window
         )
@@ -143,6 +186,21 @@ def tree_attention(
     except ValueError as error:  # the plan reads pages that the pool does not have
         raise WcseError(str(error)) from None
     return out
+
+
+def device_plan(
+    plan: _core.Plan,
+    device: torch.device,
+    *,
+    n_heads: int,
+    n_kv: int,
+    head_dim: int,
+    dtype: torch.dtype,
+) -> DevicePlan:
+    """A plan with its work lists in device memory, for Triton; made once a step and passed to every layer."""
+    from wcse.kernels.triton.work import DevicePlan, device_rates
+
+    return DevicePlan(plan, device, n_heads // n_kv, n_kv, head_dim, dtype, rates=device_rates(device))
 
 
 def rope_write_kv(
@@ -178,7 +236,8 @@ def rope_write_kv(
         own row only and never a neighbour that shares the page.
 
     Raises:
-        WcseError: a tensor does not fit, or a position or slot lies outside the tables or pools.
+        WcseError: a tensor does not fit, or a position or slot lies outside the tables or pools (Triton does not
+            look at their values: that would stop the device; a negative slot writes nothing there).
     """
     n_rows, width = qkv.shape
     n_all = n_heads + 2 * n_kv_heads
@@ -190,10 +249,12 @@ def rope_write_kv(
     n_pages = k_pages.shape[0]
     k_shape = (n_pages, n_kv_heads, head_dim, PAGE)
     v_shape = (n_pages, n_kv_heads, PAGE, head_dim)
-    if not _native(backend, qkv):
+    kind = _pick(backend, qkv)
+    if kind != "cpp":
         _check_shape("k_pages", k_pages, k_shape)
         _check_shape("v_pages", v_pages, v_shape)
-        return reference.rope_write_kv(
+        run = _triton().rope_write_kv if kind == "triton" else reference.rope_write_kv
+        return run(
             qkv,
             positions,
             slots,
@@ -253,7 +314,10 @@ def rms_norm(
     x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0, backend: Backend = "auto"
 ) -> Tensor:
     """``x * rsqrt(mean(x^2) + eps) * (weight + offset)``; x [T, D], weight [D], result [T, D]."""
-    if not _native(backend, x):
+    kind = _pick(backend, x)
+    if kind == "triton":
+        return _triton().rms_norm(x, None, weight, eps=eps, offset=offset)
+    if kind == "torch":
         return reference.rms_norm(x, weight, eps=eps, offset=offset)
     n_rows, width = x.shape
     _check("x", x, _F32, (n_rows, width))
@@ -283,7 +347,10 @@ def add_rms_norm(
     backend: Backend = "auto",
 ) -> Tensor:
     """``residual += x`` in place, then ``rms_norm(residual)``; residual and x [T, D], weight [D]."""
-    if not _native(backend, residual):
+    kind = _pick(backend, residual)
+    if kind == "triton":
+        return _triton().rms_norm(x, residual, weight, eps=eps, offset=offset)
+    if kind == "torch":
         return reference.add_rms_norm(residual, x, weight, eps=eps, offset=offset)
     n_rows, width = residual.shape
     _check("residual", residual, _F32, (n_rows, width))
@@ -311,7 +378,10 @@ def gated_act(gate_up: Tensor, act: Activation = "silu", *, backend: Backend = "
     n_rows, width = gate_up.shape
     if width % 2:
         raise WcseError(f"gate_up has {width} columns; expected an even number")
-    if not _native(backend, gate_up):
+    kind = _pick(backend, gate_up)
+    if kind == "triton":
+        return _triton().gated_act(gate_up, act=act)
+    if kind == "torch":
         return reference.gated_act(gate_up, act=act)
     _check("gate_up", gate_up, _F32, (n_rows, width))
     out = torch.empty((n_rows, width // 2))
@@ -341,6 +411,9 @@ class PackedLinear:
         return self.panels.permute(0, 2, 1).reshape(-1, self.k)[: self.n].contiguous()
 
 
+Linear = PackedLinear | DenseLinear
+
+
 def pack_linear(weight: Tensor) -> PackedLinear:
     """Pack a weight [N, K] of any float dtype for ``linear``; the result does not share its memory."""
     if weight.dim() != 2 or not weight.is_floating_point() or 0 in weight.shape:
@@ -357,7 +430,7 @@ def pack_linear(weight: Tensor) -> PackedLinear:
 
 def linear(
     x: Tensor,
-    packed: PackedLinear,
+    packed: Linear,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     *,
@@ -367,7 +440,7 @@ def linear(
 
     Args:
         x: [T, K].
-        packed: the weight [N, K], from ``pack_linear``.
+        packed: the weight [N, K], from ``pack_linear``, or a ``DenseLinear`` for the other backends.
         bias: [N] or None.
         residual: [T, N] or None.
 
@@ -384,6 +457,8 @@ def linear(
         raise WcseError(f"x has {k} columns; the weight takes {packed.k}")
     if not _native(backend, x):
         return reference.linear(x, packed.weight().to(x.dtype), bias, residual)
+    if isinstance(packed, DenseLinear):
+        raise WcseError("packed is a DenseLinear; the native kernel takes a weight from pack_linear")
     _check("x", x, _F32, (n_rows, k))
     if bias is not None:
         _check("bias", bias, _F32, (n,))
@@ -437,13 +512,18 @@ def sample(
         NaN or +inf, or with nothing but -inf, gives token -1 and logprob NaN.
 
     Raises:
-        WcseError: a tensor does not fit or a parameter is out of range; no token is drawn.
+        WcseError: a tensor does not fit or a parameter is out of range; no token is drawn. (Triton looks at the
+            parameters only while they are on the CPU; it takes them there or on the device of the logits, which
+            may be of any of its dtypes.)
     """
     n_rows, vocab = logits.shape
     draws = (rows.shape[0],)
     if keys.dtype not in (torch.int64, torch.uint64):
         raise WcseError(f"keys has dtype {keys.dtype}; expected int64 or uint64")
-    if not _native(backend, logits):
+    kind = _pick(backend, logits)
+    if kind == "triton":
+        return _triton().sample(logits, rows, temperature, top_k, top_p, min_p, keys, counters)
+    if kind == "torch":
         return reference.sample(logits, rows, temperature, top_k, top_p, min_p, keys, counters)
     _check("logits", logits, _F32, (n_rows, vocab))
     _check("rows", rows, _I32, draws)
@@ -477,6 +557,61 @@ def sample(
     return tokens, logprobs
 
 
+def score_rows(
+    x: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    relu: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Scores in [0, 1] of some rows: RMS norm (optional), ReLU (optional), one or two columns, sigmoid or softmax.
+
+    Args:
+        x: [T, D] hidden states; before the final norm if ``norm`` is given.
+        rows: int32 [S], which to score.
+        weight: [C, D], C 1 (sigmoid) or 2 (bad, good; softmax, the second is the score).
+        bias: [C] or None.
+        norm: [D], weight of the norm; ``eps`` and ``offset`` as in ``rms_norm``.
+        relu: between the layers of a head with two: x is then the first layer's output.
+
+    Returns:
+        float32 [S]; sums in float32 over one row at a time, so a score does not depend on its batch.
+    """
+    width = x.shape[1]
+    if weight.shape[0] not in (1, 2):
+        raise WcseError(f"weight has {weight.shape[0]} rows; a head has 1 or 2 outputs")
+    _check_shape("weight", weight, (weight.shape[0], width))
+    run = _triton().score_rows if _pick(backend, x) == "triton" else reference.score_rows
+    return run(x, rows, weight, bias, norm, eps=eps, offset=offset, relu=relu)
+
+
+def group_top_k(
+    scores: Tensor, bounds: Tensor, k: int, *, largest_group: int, backend: Backend = "auto"
+) -> Tensor:
+    """The best k of every group of scores: what survives of each problem (beam) or subtree (DVTS).
+
+    Args:
+        scores: float32 [S]; NaN ranks last.
+        bounds: int32 [groups + 1]; group g is ``scores[bounds[g]:bounds[g + 1]]``.
+        k: how many of each.
+        largest_group: at least the size of the largest, at most 65536 (so that a device need not be asked).
+
+    Returns:
+        int32 [groups, k]: places in ``scores``, best first, lower places first among equals; -1 where a group has
+        fewer than k.
+    """
+    if k < 1 or not 1 <= largest_group <= 65536:
+        raise WcseError(f"k={k}, largest_group={largest_group}; expected at least 1, and 1 to 65536")
+    if _pick(backend, scores) != "triton":
+        return reference.group_top_k(scores, bounds, k)
+    return _triton().group_top_k(scores, bounds, k, largest_group=largest_group)
+
+
 def token_logprobs(logits: Tensor, tokens: Tensor, *, backend: Backend = "auto") -> Tensor:
     """The log-softmax of each row of logits at one token.
 
@@ -492,7 +627,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor, *, backend: Backend = "auto")
     """
     rows, vocab = logits.shape
     if not _native(backend, logits):
-        return reference.token_logprobs(logits, tokens)
+        wide = logits if logits.dtype is torch.float64 else logits.float()
+        return reference.token_logprobs(wide, tokens.to(logits.device))
     _check("logits", logits, _F32, (rows, vocab))
     _check("tokens", tokens, _I32, (rows,))
     out = torch.empty(rows)

@@ -228,3 +228,38 @@ def score_steps(
             x = torch.relu(x)
     z = x[:, 1] - x[:, 0] if x.shape[1] == 2 else x[:, 0]
     return torch.sigmoid(z) if bounded else z
+
+
+def score_rows(
+    x: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Tensor | None,
+    *,
+    eps: float,
+    offset: float,
+    relu: bool,
+) -> Tensor:
+    """A head's scores of ``x[rows]``: norm, ReLU, columns, then sigmoid of one or softmax of two."""
+    wide = torch.float64 if x.dtype is torch.float64 else torch.float32
+    x = x[rows.long()].to(wide)
+    if norm is not None:
+        x = rms_norm(x, norm.to(wide), eps=eps, offset=offset)
+    if relu:
+        x = torch.relu(x)
+    z = (x[:, None, :] * weight.to(wide)).sum(-1)
+    if bias is not None:
+        z = z + bias.to(wide)
+    return torch.sigmoid(z[:, 1] - z[:, 0] if z.shape[1] == 2 else z[:, 0])
+
+
+def group_top_k(scores: Tensor, bounds: Tensor, k: int) -> Tensor:
+    """Places of the k best of each group, best first; lower places first, NaN last, -1 where there are fewer."""
+    out = torch.full((len(bounds) - 1, k), -1, dtype=torch.int32)
+    for g, (begin, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
+        ranked = torch.where(scores.isnan(), -math.inf, scores)[begin:end]
+        broken = scores[begin:end].isnan().tolist()
+        places = sorted(range(end - begin), key=lambda i: (broken[i], -float(ranked[i]), i))[:k]
+        out[g, : len(places)] = torch.tensor([begin + i for i in places], dtype=torch.int32)
+    return out.to(scores.device)

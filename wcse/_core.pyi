@@ -145,6 +145,41 @@ class Plan:
 def plan(tree: KVTree, nodes: Integers, n_new: Integers) -> Plan:
     """Plan a pass over segments: the last ``n_new[s]`` >= 1 tokens of each of the distinct ``nodes[s]``."""
 
+# -- work list --------------------------------------------------------------------------------------------------
+
+class WorkList:
+    """A plan cut into work items for a GPU: tiles of consecutive rows times flat lists of pages."""
+
+    @property
+    def items(self) -> Int32:
+        """int32[5 n]: first row, rows, entries [begin, end), first partial slot (-1: none). Longest first."""
+    @property
+    def page(self) -> Int32:
+        """int32[entries and padding]: page id | valid tokens << 27."""
+    @property
+    def rows(self) -> Int32:
+        """Row e of the tile sees token t if lo <= e < hi and t < causal + e: lo | hi << 8 | (causal + 128) << 16."""
+    @property
+    def pos(self) -> Int32:
+        """Position of the page's first token."""
+    @property
+    def merge(self) -> Int32:
+        """int32[3 rows]: first partial slot, slots between two chunks' partials, chunks (0: nothing to merge)."""
+    @property
+    def slots(self) -> int:
+        """Partial results in all."""
+    @property
+    def entries(self) -> int:
+        """Pages of all lists, without padding: what a kernel reads for every head."""
+
+def work_list(
+    plan: Plan, *, tile_rows: int, block_pages: int, items: int, least_pages: int, window: int = 0
+) -> WorkList:
+    """Cut a plan into tiles of ``tile_rows`` rows, and long page lists into chunks until there are ``items`` of them.
+
+    Raises ValueError that names an option out of range.
+    """
+
 # -- text -------------------------------------------------------------------------------------------------------
 
 class TextMatcher:

@@ -1,11 +1,15 @@
-"""Fixtures of the kernel tests."""
+"""Fixtures of the kernel tests. Without a GPU the Triton kernels run in Triton's interpreter, on the CPU."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # read when a kernel's module is imported, which ops.py does late
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -6,47 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import Forest, assert_as_good_as_torch, attend, each_isa, each_thread_count
+from kernel_cases import (
+    OPTIONS,
+    TREES,
+    Forest,
+    Segments,
+    Spec,
+    assert_as_good_as_torch,
+    attend,
+    each_isa,
+    each_thread_count,
+    forests,
+    grow,
+)
 
 from wcse import _core
 from wcse.kernels import ops
 from wcse.types import WcseError
-
-Spec = list[tuple[str, str | None, int]]
-Segments = list[tuple[str, int]]
-
-RAGGED: Spec = [
-    ("prompt", None, 64),
-    ("tail", "prompt", 37),
-    ("a", "tail", 20),
-    ("b", "tail", 1),
-    ("aa", "a", 90),
-    ("ab", "a", 16),
-    ("ac", "a", 5),
-    ("ba", "b", 33),
-    ("other", None, 18),
-]
-TREES: dict[str, tuple[Spec, Segments]] = {
-    "one token": ([("a", None, 1)], [("a", 1)]),
-    "one leaf": ([("a", None, 75)], [("a", 1)]),
-    "whole prompt": ([("a", None, 75)], [("a", 75)]),
-    "chain": ([("a", None, 64), ("b", "a", 3), ("c", "b", 1), ("d", "c", 17)], [("d", 1)]),
-    "ragged": (RAGGED, [("ba", 1), ("aa", 1), ("ab", 1), ("other", 1), ("ac", 1)]),
-    "extend": (RAGGED, [("aa", 80), ("ac", 5), ("ba", 2), ("other", 18)]),
-    "node and descendants": (RAGGED, [("a", 20), ("aa", 3), ("ab", 16), ("tail", 30), ("ba", 1)]),
-    "wide": (
-        [("p", None, 64), *((f"l{i}", "p", 1 + i) for i in range(40))],
-        [(f"l{i}", 1) for i in range(40)],
-    ),
-}
-OPTIONS = [(0.0, 0), (20.0, 0), (0.0, 9), (5.0, 70)]
-
-
-def grow(spec: Spec, *, kv_heads: int, group: int, head_dim: int, **options: float) -> Forest:
-    forest = Forest(kv_heads=kv_heads, group=group, head_dim=head_dim, **options)  # type: ignore[arg-type]
-    for node in spec:
-        forest.add(*node)
-    return forest
 
 
 def check_against_reference(forest: Forest, segments: Segments, softcap: float, window: int) -> None:
@@ -169,16 +145,6 @@ def test_a_nan_query_spoils_its_own_row_only() -> None:
         assert got[2, 1].isnan().all()
         got[2, 1] = clean[2, 1]
         assert torch.equal(got, clean)
-
-
-@st.composite
-def forests(draw: st.DrawFn) -> tuple[Spec, Segments]:
-    spec: Spec = []
-    for i in range(draw(st.integers(1, 9))):
-        parent = draw(st.integers(-1, i - 1))
-        spec.append((f"n{i}", f"n{parent}" if parent >= 0 else None, draw(st.integers(1, 80))))
-    chosen = draw(st.lists(st.sampled_from(spec), min_size=1, unique_by=lambda node: node[0]))
-    return spec, [(label, draw(st.integers(1, length))) for label, _, length in chosen]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -340,9 +340,10 @@ class Engine:
             torch.from_numpy(np.fromiter((p.min_p for p in params), np.float32, n)),
             torch.from_numpy(np.fromiter((r.key for r in rows), np.uint64, n).view(np.int64)),
             torch.from_numpy(np.fromiter((len(r.span.tokens) for r in rows), np.int32, n)),
+            backend=self.model.decoder.backend,
         )
         self.rows = rows
-        self._settle(rows, tokens.numpy(), logprobs.tolist())
+        self._settle(rows, tokens.cpu().numpy(), logprobs.tolist())
 
     # -- settle ------------------------------------------------------------------------------------------
 

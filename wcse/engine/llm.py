@@ -54,6 +54,7 @@ class LLM:
     Args:
         model: a Hugging Face folder, a .gguf file, an embedded model's name ("tiny-wc") or a hub id.
         dtype: of the weights in memory; "auto" and "float32" are the same on a CPU.
+        device: "cpu" or "cuda" (see docs/gpu.md).
         seed: of all random numbers; the same seed gives the same completions whatever the batch.
         max_num_seqs: most completions that decode at once.
         max_model_len: cap on prompt and completion together; the model's own limit where None.
@@ -68,12 +69,13 @@ class LLM:
         model: str | Path | LoadedModel,
         *,
         dtype: str = "auto",
+        device: str = "cpu",
         seed: int = 0,
         max_num_seqs: int = 256,
         max_model_len: int | None = None,
         kv_memory: float = 2.0,
     ) -> None:
-        loaded = model if isinstance(model, LoadedModel) else load_model(model, dtype=dtype)
+        loaded = model if isinstance(model, LoadedModel) else load_model(model, dtype=dtype, device=device)
         if max_model_len is not None:
             if not 2 <= max_model_len <= loaded.context:
                 raise WcseError(f"max_model_len={max_model_len}: give a number from 2 to {loaded.context}")
@@ -178,7 +180,7 @@ def pages_in(model: LoadedModel, gib: float) -> int:
     Raises:
         WcseError: not even a few pages fit.
     """
-    count = int(gib * 2**30) // KVPool.page_bytes(model.spec)
+    count = int(gib * 2**30) // KVPool.page_bytes(model.spec, model.decoder.dtype)
     if count < 8:
         raise WcseError(f"kv_memory={gib}: holds {count} pages of 16 tokens; give more GiB")
     return min(count, 2**20)

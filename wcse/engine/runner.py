@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from wcse import _core
-from wcse.models.decoder import Batch, Decoder, KVPool
+from wcse.models.decoder import Batch, Decoder
 from wcse.types import WcseError
 
 PAGE = 16
@@ -113,7 +113,7 @@ class Runner:
     def __init__(self, decoder: Decoder, *, num_pages: int) -> None:
         self.decoder = decoder
         self.tree = _core.KVTree(num_pages)
-        self.pool = KVPool(decoder.spec, num_pages)
+        self.pool = decoder.pool(num_pages)
         self.computed = 0  # tokens put through the decoder so far
         self.room = num_pages  # pages that are free or can be evicted by the tree itself
         self._resident: WeakSet[Span] = WeakSet()
@@ -258,7 +258,7 @@ class Runner:
             ``every_row`` [work.tokens, hidden size], after every new token of every span in turn.
         """
         if not work.tokens:
-            return torch.empty(0, self.decoder.spec.dim)
+            return torch.empty(0, self.decoder.spec.dim, device=self.decoder.device, dtype=self.decoder.dtype)
         counts = np.asarray(work.counts, dtype=np.int32)
         plan = _core.plan(self.tree, np.fromiter((s.kv for s in work.spans), np.int32, len(counts)), counts)
         starts = np.asarray(plan.row_start)
@@ -277,7 +277,7 @@ class Runner:
             plan=plan,
             out_rows=torch.from_numpy((rows if every_row else starts + counts - 1).astype(np.int64)),
         )
-        hidden = self.decoder.forward(batch, self.pool)
+        hidden = self.decoder.forward(self.decoder.place(batch), self.pool)
         self.tree.settle()
         self.computed += work.tokens
         return hidden

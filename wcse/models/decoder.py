@@ -30,28 +30,41 @@ class Batch:
     tokens: Tensor  # int64 [T]
     positions: Tensor  # int32 [T], absolute
     slots: Tensor  # int32 [T], where the row's keys and values go: page * 16 + offset
-    plan: Any  # wcse._core.Plan
+    plan: Any  # wcse._core.Plan, or what ops.device_plan made of it
     out_rows: Tensor  # int64 [O], the rows whose hidden state is wanted, in the order wanted
 
 
 class KVPool:
-    """Keys and values of ``num_pages`` pages for every layer, zero-filled, float32.
+    """Keys and values of ``num_pages`` pages for every layer, zero-filled; float32 unless a device is given.
 
     ``k[layer]`` is [pages, kv heads, head_dim, 16] (transposed: a page of keys is one GEMM panel) and
-    ``v[layer]`` is [pages, kv heads, 16, head_dim].
+    ``v[layer]`` is [pages, kv heads, 16, head_dim]. With a ``device`` keys are stored as the values are, and ``k``
+    is a transposed view: what the Triton kernels read.
     """
 
-    def __init__(self, spec: ModelSpec, num_pages: int) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        num_pages: int,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         heads, d = spec.n_kv_heads, spec.head_dim
         self.num_pages = num_pages
-        self.bytes_per_page = self.page_bytes(spec)
+        self.bytes_per_page = self.page_bytes(spec, dtype)
+        if device is not None:
+            shape = (num_pages, heads, ops.PAGE, d)
+            self.k = [torch.zeros(shape, device=device, dtype=dtype).transpose(2, 3) for _ in spec.layers]
+            self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in spec.layers]
+            return
         self.k = [_lazy_zeros(num_pages, heads, d, ops.PAGE) for _ in spec.layers]
         self.v = [_lazy_zeros(num_pages, heads, ops.PAGE, d) for _ in spec.layers]
 
     @staticmethod
-    def page_bytes(spec: ModelSpec) -> int:
+    def page_bytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> int:
         """Bytes of one page over all layers, keys and values."""
-        return len(spec.layers) * 2 * spec.n_kv_heads * spec.head_dim * ops.PAGE * 4
+        return len(spec.layers) * 2 * spec.n_kv_heads * spec.head_dim * ops.PAGE * dtype.itemsize
 
 
 def _lazy_zeros(*shape: int) -> Tensor:
@@ -68,8 +81,11 @@ class RopeTable:
     They are grown on demand, so a long context costs nothing until a path is that long.
     """
 
-    def __init__(self, rope: Rope, head_dim: int, factors: Tensor | None = None) -> None:
+    def __init__(
+        self, rope: Rope, head_dim: int, factors: Tensor | None = None, device: torch.device | None = None
+    ) -> None:
         """``factors`` [head_dim/2], when given, divide the frequencies (how GGUF stores llama3 scaling)."""
+        self._device = device
         self._frequencies = _frequencies(rope, head_dim)
         if factors is not None:
             self._frequencies = self._frequencies / factors
@@ -81,7 +97,7 @@ class RopeTable:
             return
         length = max(1024, 1 << (positions - 1).bit_length())
         angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
-        self.cos, self.sin = angles.cos(), angles.sin()
+        self.cos, self.sin = angles.cos().to(self._device), angles.sin().to(self._device)
 
 
 def _frequencies(rope: Rope, head_dim: int) -> Tensor:
@@ -116,21 +132,32 @@ class _Layer:
     ffn_post_norm: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
-    qkv: ops.PackedLinear
+    qkv: ops.Linear
     qkv_bias: Tensor | None
-    o: ops.PackedLinear
+    o: ops.Linear
     o_bias: Tensor | None
-    gate_up: ops.PackedLinear
+    gate_up: ops.Linear
     gate_up_bias: Tensor | None
-    down: ops.PackedLinear
+    down: ops.Linear
     down_bias: Tensor | None
 
 
 class Decoder:
-    """A model in memory. Immutable apart from its rope tables, which grow; float32 on the CPU."""
+    """A model in memory. Immutable apart from its rope tables, which grow; float32 on the CPU.
+
+    On another device, or with the Triton backend, weights, hidden states, keys and values have ``dtype``, and
+    batches come from ``place``; norms' weights and rope tables stay float32.
+    """
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, *, lm_head: bool = True, backend: ops.Backend = "auto"
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        *,
+        lm_head: bool = True,
+        backend: ops.Backend = "auto",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Read and pack the weights, one layer at a time.
 
@@ -138,43 +165,76 @@ class Decoder:
             lm_head: read the output matrix; without it ``logits`` is an error, and the checkpoint of a
                 verifier need not have one.
             backend: which kernels to use, as in ``wcse.kernels.ops``.
+            device: where the weights go; see above.
+            dtype: on that device.
 
         Raises:
             WcseError: a tensor is missing or has another shape than the spec says.
         """
         self.spec = spec
         self.backend = backend
+        self.device = torch.device(device)
+        self.dense = self.device.type != "cpu" or backend == "triton"
+        self.dtype = dtype if self.dense else torch.float32
         embed = weights.tensor("embed_tokens.weight", spec.vocab_size, spec.dim)
-        self._head: ops.PackedLinear | None = None
+        self._head: ops.Linear | None = None
         if lm_head:
             matrix = embed if spec.tied else weights.tensor("lm_head.weight", spec.vocab_size, spec.dim)
-            self._head = ops.pack_linear(matrix)
+            self._head = self._pack(matrix)
         # A tied embedding is read out of the packed output matrix: a second copy may be a quarter of the model.
-        self._embedding = self._head if spec.tied and self._head else embed.float()
-        self._ropes = _rope_tables(spec, weights)
+        self._embedding = self._head if spec.tied and self._head else embed.to(self.device, self.dtype)
+        self._ropes = _rope_tables(spec, weights, self.device)
         self._layers = [self._read_layer(i, layer, weights) for i, layer in enumerate(spec.layers)]
-        self._norm = weights.tensor("norm.weight", spec.dim).float()
+        self._norm = weights.tensor("norm.weight", spec.dim).to(self.device, torch.float32)
+
+    def _pack(self, weight: Tensor) -> ops.Linear:
+        if self.dense:
+            return ops.DenseLinear(weight.to(self.device, self.dtype))
+        return ops.pack_linear(weight)
+
+    def pool(self, num_pages: int) -> KVPool:
+        """Keys and values for this decoder."""
+        return KVPool(self.spec, num_pages, device=self.device if self.dense else None, dtype=self.dtype)
+
+    def place(self, batch: Batch) -> Batch:
+        """The batch on the decoder's device, uploaded without waiting. Its plan serves all layers."""
+        if not self.dense:
+            return batch
+        spec = self.spec
+        plan = ops.device_plan(
+            batch.plan,
+            self.device,
+            n_heads=spec.n_heads,
+            n_kv=spec.n_kv_heads,
+            head_dim=spec.head_dim,
+            dtype=self.dtype,
+        )
+        self._check_tokens(batch.tokens)
+        self._grow_ropes(batch.positions)
+        parts = (batch.tokens, batch.positions, batch.slots)
+        tokens, positions, slots = (x.to(self.device, non_blocking=True) for x in parts)
+        return Batch(tokens, positions, slots, plan, batch.out_rows.to(self.device, non_blocking=True))
 
     def _read_layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
         spec, prefix = self.spec, f"layers.{index}."
         q_dim, kv_dim = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
 
         def vector(name: str, size: int, wanted: bool = True) -> Tensor | None:
-            return weights.tensor(prefix + name, size).float() if wanted else None
+            return weights.tensor(prefix + name, size).to(self.device, torch.float32) if wanted else None
 
         def norm(name: str) -> Tensor:
-            return weights.tensor(prefix + name, spec.dim).float()
+            return weights.tensor(prefix + name, spec.dim).to(self.device, torch.float32)
 
-        def fused(parts: dict[str, int], columns: int) -> ops.PackedLinear:
+        def fused(parts: dict[str, int], columns: int) -> ops.Linear:
             rows = [weights.tensor(f"{prefix}{name}.weight", size, columns) for name, size in parts.items()]
-            return ops.pack_linear(rows[0] if len(rows) == 1 else torch.cat(rows))
+            return self._pack(rows[0] if len(rows) == 1 else torch.cat(rows))
 
         def bias(parts: dict[str, int], wanted: bool) -> Tensor | None:
             if not wanted:
                 return None
             return torch.cat(
                 [weights.tensor(f"{prefix}{name}.bias", size) for name, size in parts.items()]
-            ).float()
+            ).to(self.device, self.dtype)
 
         qkv = {"self_attn.q_proj": q_dim, "self_attn.k_proj": kv_dim, "self_attn.v_proj": kv_dim}
         gate_up = {"mlp.gate_proj": spec.ffn_dim, "mlp.up_proj": spec.ffn_dim}
@@ -202,9 +262,10 @@ class Decoder:
         """Run every row through the model and write its keys and values to its slot.
 
         Returns:
-            float32 [len(out_rows), dim]: hidden states after the final norm.
+            [len(out_rows), dim]: hidden states after the final norm, in ``dtype``.
         """
-        self._grow_ropes(batch.positions)
+        if not self.dense:
+            self._grow_ropes(batch.positions)
         x = self.embed(batch.tokens)
         normed = self._rms(x, self._layers[0].attn_norm)
         for index, layer in enumerate(self._layers):
@@ -217,21 +278,27 @@ class Decoder:
         return normed
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """What the first layer gets for token ids int64 [T]: float32 [T, dim], scaled where the model asks.
+        """What the first layer gets for token ids int64 [T]: [T, dim], scaled where the model asks.
 
         Raises:
             IndexError: an id is not in the vocabulary.
         """
-        ids = tokens.numpy()
-        if ids.min() < 0 or ids.max() >= self.spec.vocab_size:  # numpy would count from the end
-            raise IndexError(f"token id {ids.min()} or {ids.max()} is outside 0..{self.spec.vocab_size - 1}")
+        if not self.dense:  # else ``place`` did, while they were on the host
+            self._check_tokens(tokens)
         x = _gather(self._embedding, tokens)
+        if self.dense:
+            return x.mul_(self.spec.embed_scale) if self.spec.embed_scale != 1.0 else x
         if self.spec.embed_scale != 1.0:
             np.multiply(x.numpy(), np.float32(self.spec.embed_scale), out=x.numpy())
         return x
 
+    def _check_tokens(self, tokens: Tensor) -> None:
+        ids = tokens.numpy()
+        if ids.min() < 0 or ids.max() >= self.spec.vocab_size:  # numpy would count from the end
+            raise IndexError(f"token id {ids.min()} or {ids.max()} is outside 0..{self.spec.vocab_size - 1}")
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token, float32 [R, vocabulary], from hidden states [R, dim] of ``forward``."""
+        """Scores of every token, in ``dtype`` [R, vocabulary], from hidden states [R, dim] of ``forward``."""
         if self._head is None:
             raise RuntimeError("this decoder was built without its output matrix (lm_head=False)")
         scores = ops.linear(hidden, self._head, backend=self.backend)
@@ -305,8 +372,10 @@ class Decoder:
         )
 
 
-def _gather(matrix: Tensor | ops.PackedLinear, rows: Tensor) -> Tensor:
+def _gather(matrix: Tensor | ops.Linear, rows: Tensor) -> Tensor:
     """``matrix[rows]``."""
+    if isinstance(matrix, ops.DenseLinear):
+        matrix = matrix.tensor
     if isinstance(matrix, Tensor):
         return take_rows(matrix, rows)
     n = rows.numpy()
@@ -315,12 +384,12 @@ def _gather(matrix: Tensor | ops.PackedLinear, rows: Tensor) -> Tensor:
     return torch.from_numpy(panels[n // width, :, n % width])
 
 
-def _rope_tables(spec: ModelSpec, weights: Weights) -> dict[Rope, RopeTable]:
+def _rope_tables(spec: ModelSpec, weights: Weights, device: torch.device) -> dict[Rope, RopeTable]:
     """One table per distinct rope."""
     factors = (
         weights.tensor("rope_freqs.weight", spec.head_dim // 2) if "rope_freqs.weight" in weights else None
     )
     return {
-        rope: RopeTable(rope, spec.head_dim, None if rope.kind == "none" else factors)
+        rope: RopeTable(rope, spec.head_dim, None if rope.kind == "none" else factors, device)
         for rope in {layer.rope for layer in spec.layers}
     }

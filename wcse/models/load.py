@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,26 +77,31 @@ class _Parts:
     eos_ids: frozenset[int]
 
 
-def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool = True) -> LoadedModel:
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool = True, device: str = "cpu"
+) -> LoadedModel:
     """Load a model.
 
     Args:
         path_or_name: a Hugging Face folder, a ``.gguf`` file, the name of an embedded model ("tiny-wc"), or a
             hub id ("Qwen/Qwen2.5-0.5B-Instruct"), in this order.
-        dtype: of the weights in memory; on the CPU "auto" and "float32" are the same.
+        dtype: of the weights in memory; on the CPU "auto" and "float32" are the same, on a GPU "auto" is "bfloat16".
         lm_head: False leaves out the output matrix, for a verifier that needs no logits.
+        device: "cpu" or "cuda".
 
     Raises:
         WcseError: the model cannot be found or read, or is of a kind that is not supported; the message says
             what to do.
     """
-    if dtype not in ("auto", "float32"):
-        raise WcseError(f"dtype={dtype!r} is not supported on the CPU; use 'float32'")
+    kind = _dtype_on(device, dtype)
     path = find_model(path_or_name)
     parts = _open_gguf(path) if path.suffix == ".gguf" else _open_folder(path)
     _check_vocabulary(path, parts)
     with _one_thread():
-        decoder = Decoder(parts.spec, parts.weights, lm_head=lm_head)
+        decoder = Decoder(parts.spec, parts.weights, lm_head=lm_head, device=device, dtype=kind)
     return LoadedModel(
         decoder=decoder,
         tokenizer=parts.tokenizer,
@@ -107,6 +113,23 @@ def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool =
         weights=parts.weights,
         config=parts.config,
     )
+
+
+def _dtype_on(device: str, dtype: str) -> torch.dtype:
+    """The dtype of weights on a device; refuses what cannot run."""
+    if device == "cpu":
+        if dtype not in ("auto", "float32"):
+            raise WcseError(f"dtype={dtype!r} is not supported on the CPU; use 'float32'")
+        return torch.float32
+    if torch.device(device).type != "cuda":
+        raise WcseError(f"device={device!r} is not supported; use 'cpu' or 'cuda'")
+    if not torch.cuda.is_available():
+        raise WcseError(f"device={device!r}: torch {torch.__version__} finds no CUDA device; use 'cpu'")
+    if find_spec("triton") is None:
+        raise WcseError(f"device={device!r} needs Triton; pip install 'wcse[gpu]'")
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise WcseError(f"dtype={dtype!r} is unknown; use 'auto', {', '.join(map(repr, _DTYPES))}")
+    return _DTYPES["bfloat16" if dtype == "auto" else dtype]
 
 
 def read_config(path_or_name: str | Path) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
 from wcse.kernels import ops
 from wcse.types import WcseError
@@ -37,9 +38,30 @@ class Head:
         Two outputs z0, z1 give softmax(z)[1] = sigmoid(z1 - z0), which never underflows to a wrong rank. A score
         does not depend on its batch.
         """
+        if not hidden.is_cpu:
+            return self._on_device(hidden if rows is None else hidden[list(rows)])
         chosen = range(len(hidden)) if rows is None else rows
         index = torch.tensor(list(chosen), dtype=torch.int32)
         return ops.score_steps(hidden, index, self._packed, bounded=self.bounded)
+
+    def _on_device(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same by a GEMM and one kernel; the head's layers must lie where the hidden states are."""
+        *first, (weight, bias) = self.layers
+        x, relu = hidden, False
+        for w, b in first:
+            x = F.linear(torch.relu(x) if relu else x, w.to(x.dtype), None if b is None else b.to(x.dtype))
+            relu = True
+        if not self.bounded:
+            x = torch.relu(x) if relu else x
+            return F.linear(x.float(), weight.float(), None if bias is None else bias.float())[:, 0]
+        rows = torch.arange(len(x), dtype=torch.int32, device=x.device)
+        return ops.score_rows(x, rows, weight, bias, relu=relu)
+
+    def to(self, device: torch.device) -> Head:
+        """The head with its layers on a device."""
+        return Head(
+            [(w.to(device), None if b is None else b.to(device)) for w, b in self.layers], self.bounded
+        )
 
 
 ANY_HEAD = (("score.0", "score.2"), ("score",), ("classifier",), ("v_head.summary",))

@@ -44,26 +44,32 @@ def load_shared_head(engine: Engine) -> SharedHead:
     except (OSError, SafetensorError) as error:
         raise WcseError(f"{path}: not a whole safetensors file ({error}); make it again") from error
     head = head_from_tensors(tensors, engine.model.spec.dim, source=str(path))
-    return SharedHead(engine, head, default_agg=metadata.get("default_agg", "last"))
+    return SharedHead(
+        engine, head.to(engine.model.decoder.device), default_agg=metadata.get("default_agg", "last")
+    )
 
 
-def load_prm(path: str, *, kv_memory: float, family: str | None = None) -> SeparatePRM | ImplicitPRM:
+def load_prm(
+    path: str, *, kv_memory: float, family: str | None = None, device: str = "cpu"
+) -> SeparatePRM | ImplicitPRM:
     """A process reward model with its own KV tree, or two.
 
     Args:
         path: as for a policy.
         kv_memory: GiB for its keys and values.
         family: name in ``families.FAMILIES``; None takes what the model says of itself.
+        device: "cpu" or "cuda".
 
     Raises:
         WcseError: the model cannot be loaded, or its head or vocabulary does not fit the family.
     """
     record = family_named(family) if family else family_of(path, read_config(path))
     if record.head == "ratio":
-        return _load_implicit(path, record, kv_memory)
-    model = load_model(path, lm_head=False)
+        return _load_implicit(path, record, kv_memory, device)
+    model = load_model(path, lm_head=False, device=device)
     layout = _layout(record, model, path)
-    return _separate(model, layout, HeadReader(_head(record, model, layout, path)), kv_memory)
+    head = _head(record, model, layout, path).to(model.decoder.device)
+    return _separate(model, layout, HeadReader(head), kv_memory)
 
 
 def _head(family: Family, model: LoadedModel, layout: Layout, path: str) -> Head:
@@ -91,9 +97,9 @@ def _head(family: Family, model: LoadedModel, layout: Layout, path: str) -> Head
     return Head([(weight.to(torch.float32), None)], family.bounded)
 
 
-def _load_implicit(path: str, family: Family, kv_memory: float) -> ImplicitPRM:
+def _load_implicit(path: str, family: Family, kv_memory: float, device: str) -> ImplicitPRM:
     """The model and its reference, with half of the memory each."""
-    model = load_model(path)
+    model = load_model(path, device=device)
     name = model.extras.get("reference", family.reference)
     beta = model.extras.get("beta", family.beta)
     if not isinstance(name, str) or not isinstance(beta, int | float) or not beta > 0:
@@ -101,7 +107,7 @@ def _load_implicit(path: str, family: Family, kv_memory: float) -> ImplicitPRM:
             f"prm={path!r}: an implicit PRM needs 'reference' (a model) and 'beta' (a positive number) in the "
             f"'wcse' object of its config.json; it has reference={name!r}, beta={beta!r}"
         )
-    reference = load_model(name)
+    reference = load_model(name, device=device)
     if reference.spec.vocab_size < model.spec.vocab_size:
         raise WcseError(
             f"prm={path!r}: its reference {name!r} has {reference.spec.vocab_size} tokens and the PRM "

@@ -1,0 +1,246 @@
+"""Static checks of the Triton kernels, without a GPU: compile ahead of time and read the machine code.
+
+``python bench/gpu_static.py [--arch 80 90 100] [--kernels NAME ...]`` prints a table (``--json`` for machines) of
+registers, shared memory, spills, resident blocks, and which matrix instructions there are. For NVIDIA it uses the
+``cuobjdump`` of the triton wheel; for AMD (``--arch gfx942``) it says only that the kernel compiles. It cannot see
+latency, overlap or bank conflicts. A number here is a count, never a speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+os.environ.setdefault(
+    "TRITON_DEFAULT_FP_FUSION", "1"
+)  # the default will change; counts assume fused multiply-add
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from wcse.kernels.triton import attention, rows, sampler, score
+
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+SHARED_LIMIT = {"80": 163, "90": 227, "100": 227}  # KiB a block may have
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel with its constants, as the launcher would compile it."""
+
+    name: str
+    kernel: Any
+    types: Mapping[str, str]  # of arguments that are not int32; "*x" is a pointer
+    constants: Mapping[str, object]
+    warps: int
+    tensor_core: bool = False
+    shape: str = ""
+
+    def source(self) -> ASTSource:
+        """The signature, with pointers and strides divisible by 16 as the launcher sees them."""
+        names = self.kernel.arg_names
+        signature = {
+            name: "constexpr"
+            if name in self.constants
+            else self.types.get(name, "*i32" if "_ptr" in name else "i32")
+            for name in names
+        }
+        aligned = {
+            (i,): [["tt.divisibility", 16]]
+            for i, name in enumerate(names)
+            if signature[name].startswith("*") or name.startswith("stride")
+        }
+        constants = {(names.index(name),): value for name, value in self.constants.items()}
+        return ASTSource(fn=self.kernel, signature=signature, constexprs=constants, attrs=aligned)
+
+
+def attention_case(
+    tile_m: int, group: int, head_dim: int, dtype: torch.dtype, *, window: int = 0, softcap: float = 0.0
+) -> Case:
+    options = attention.tile_options(tile_m, group, head_dim, dtype, window, softcap, 8 * group)
+    warps = int(str(options.pop("num_warps")))
+    kind = f"*{NAMES[dtype]}"
+    types = {name: kind for name in ("q_ptr", "k_ptr", "v_ptr", "out_ptr")}
+    types |= {name: "*fp32" for name in ("part_ptr", "part_lse_ptr")}
+    types |= {"scale_log2": "fp32", "cap_log2": "fp32"}
+    extra = " window" * bool(window) + " softcap" * bool(softcap)
+    shape = f"M{tile_m} G{group} d{head_dim} {NAMES[dtype]}{extra}"
+    tensor_core = dtype is not torch.float32
+    return Case("tree_attention", attention.tree_attention_kernel, types, options, warps, tensor_core, shape)
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel at the shapes of the models that it is made for."""
+    half, single = torch.bfloat16, torch.float32
+    for tile_m in (16, 32, 64, 128):
+        yield attention_case(tile_m, 4, 64, half)
+    yield attention_case(64, 4, 128, half)
+    yield attention_case(128, 4, 128, half)
+    yield attention_case(64, 7, 64, half)
+    yield attention_case(64, 4, 128, half, window=1024)
+    yield attention_case(64, 2, 256, half, window=1024, softcap=50.0)
+    yield attention_case(64, 4, 96, half)
+    yield attention_case(64, 1, 64, half)
+    yield attention_case(64, 4, 64, torch.float16)
+    yield attention_case(16, 4, 64, single)
+    yield attention_case(16, 4, 32, half)
+    parts = {"part_ptr": "*fp32", "part_lse_ptr": "*fp32", "out_ptr": "*bf16"}
+    for d in (64, 256):
+        constants = {"D": d, "DP": d, "HQ": 32, "BH": 16}
+        yield Case("merge", attention.merge_kernel, parts, constants, 4, shape=f"d{d} bf16")
+    yield from row_cases()
+    yield from sampler_cases()
+
+
+def row_cases() -> Iterator[Case]:
+    half = "*bf16"
+    for width in (2048, 4096):
+        types = {n: half for n in ("x_ptr", "residual_ptr", "weight_ptr", "out_ptr")} | {
+            "eps": "fp32",
+            "offset": "fp32",
+        }
+        constants = {"N": width, "BLOCK": width, "ADD": True}
+        yield Case(
+            "add_rms_norm", rows.rms_norm_kernel, types, constants, width // 512, shape=f"{width} bf16"
+        )
+    for gelu in (False, True):
+        constants = {"F": 8192, "BLOCK": 1024, "GELU": gelu}
+        types = {"x_ptr": half, "out_ptr": half}
+        yield Case("gated_act", rows.gated_act_kernel, types, constants, 4, shape="gelu" if gelu else "silu")
+    pointers = ("qkv_ptr", "k_ptr", "v_ptr", "q_ptr", "q_norm_ptr", "k_norm_ptr")
+    types = {n: half for n in pointers} | {
+        "cos_ptr": "*fp32",
+        "sin_ptr": "*fp32",
+        "eps": "fp32",
+        "offset": "fp32",
+    }
+    for half_dim, norm in ((32, False), (64, True), (48, False)):
+        constants = {"HQ": 32, "HK": 8, "HALF": half_dim, "HP": triton.next_power_of_2(half_dim)}
+        constants |= {"Q_NORM": norm, "K_NORM": norm}
+        yield Case("rope_write_kv", rows.rope_write_kv_kernel, types, constants, 1, shape=f"d{2 * half_dim}")
+
+
+def sampler_cases() -> Iterator[Case]:
+    types = {"logits_ptr": "*bf16", "key_ptr": "*i64", "logprob_ptr": "*fp32"}
+    types |= {name: "*fp32" for name in ("temperature_ptr", "top_p_ptr", "min_p_ptr")}
+    for kind in ("*bf16", "*fp32"):
+        constants = dict(sampler.launch_options(torch.bfloat16 if kind == "*bf16" else torch.float32))
+        warps = int(str(constants.pop("num_warps")))
+        yield Case(
+            "sample", sampler.sample_kernel, types | {"logits_ptr": kind}, constants, warps, shape=kind[1:]
+        )
+    types = {n: "*bf16" for n in ("x_ptr", "norm_ptr", "weight_ptr", "bias_ptr")}
+    types |= {"out_ptr": "*fp32", "eps": "fp32", "offset": "fp32"}
+    constants = {"N": 4096, "BLOCK": 4096, "COLUMNS": 2, "NORM": True, "BIAS": False, "RELU": False}
+    yield Case("score_rows", score.score_kernel, types, constants, 8, shape="4096 -> 2")
+    constants = {"K": 16, "BLOCK": 64}
+    types = {"score_ptr": "*fp32"}
+    yield Case("group_top_k", score.group_top_k_kernel, types, constants, 1, shape="16 of 64")
+
+
+def compile_case(case: Case, arch: str) -> dict[str, Any]:
+    """Compile, and read what there is to read."""
+    amd = arch.startswith("gfx")
+    if amd and case.constants.get("PRECISION") == "tf32x3":
+        case = replace(case, constants=dict(case.constants) | {"PRECISION": "ieee"})
+    target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch), 32)
+    stages = int(str(case.constants.get("STAGES", 3)))
+    options = {"num_warps": case.warps, "num_stages": stages}
+    compiled = triton.compile(case.source(), target=target, options=options)
+    out: dict[str, Any] = {"kernel": case.name, "shape": case.shape, "arch": arch, "warps": case.warps}
+    out |= {"shared": compiled.metadata.shared, "tensor_core": case.tensor_core}
+    return out if amd else out | inspect(compiled.asm["cubin"], case.warps, compiled.metadata.shared)
+
+
+def inspect(cubin: bytes, warps: int, shared: int) -> dict[str, int]:
+    """Registers, spills, resident blocks and the instructions of the longest loop, from a cubin."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def dump(flag: str) -> str:
+            return subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+
+        usage, sass = dump("--dump-resource-usage"), dump("--dump-sass")
+    code = [(int(m[1], 16), m[2]) for m in re.finditer(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.M)]
+    loop: list[str] = []
+    for address, text in code:
+        back = re.search(r"BRA.*?0x([0-9a-f]+)", text)
+        if back and int(back[1], 16) < address:
+            loop = max(loop, [t for a, t in code if int(back[1], 16) <= a <= address], key=len)
+
+    def count(op: str, where: list[str]) -> int:
+        return sum(bool(re.search(rf"\b{op}\b", t)) for t in where)
+
+    everything = [text for _, text in code]
+    registers = int(re.search(r"REG:(\d+)", usage)[1])  # type: ignore[index]
+    blocks = min(
+        65536 // (-(-registers * 32 // 256) * 256 * warps), 228 * 1024 // (shared + 1024), 64 // warps
+    )
+    return {
+        "registers": registers,
+        "spills": count("STL", everything) + count("LDL", everything),
+        "blocks": blocks,
+        "hgmma": count("HGMMA", everything) + count("UTCHMMA", everything),
+        "hmma": count("HMMA", everything),
+        "async_copies": count("LDGSTS", loop),
+        "loop": len(loop),
+        "instructions": len(code),
+    }
+
+
+def failures(row: Mapping[str, Any]) -> list[str]:
+    """Which gates a compiled kernel misses."""
+    bad = []
+    if row["shared"] > SHARED_LIMIT.get(row["arch"], 64) * 1024:
+        bad.append(f"{row['shared']} bytes of shared memory")
+    if "registers" in row and row["spills"]:
+        bad.append(f"{row['spills']} spills")
+    if "registers" in row and row["tensor_core"]:
+        if not row["hgmma"] + row["hmma"]:
+            bad.append("no tensor core instruction")
+        if not row["async_copies"]:
+            bad.append("no asynchronous copy in the loop")
+        if row["arch"] == "90" and row["shape"].startswith(("M64", "M128")) and not row["hgmma"]:
+            bad.append("no warp-group matrix instruction")
+    return bad
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", nargs="+", default=["90"])
+    parser.add_argument("--kernels", nargs="*", default=[])
+    parser.add_argument("--shapes", nargs="*", default=[], help="only these, as they stand in the table")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    table = []
+    for arch in chosen.arch:
+        for case in cases():
+            if (chosen.kernels and case.name not in chosen.kernels) or (
+                chosen.shapes and case.shape not in chosen.shapes
+            ):
+                continue
+            row = compile_case(case, arch)
+            row["failures"] = failures(row)
+            table.append(row)
+            if not chosen.json:
+                print(*(f"{key}={value}" for key, value in row.items()), flush=True)
+    if chosen.json:
+        print(json.dumps({"triton": triton.__version__, "table": table}))
+    return int(any(row["failures"] for row in table))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,184 @@
+"""The ops for Triton: check what could make an address wrong, then launch. Shapes and errors as in ``ops``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wcse import _core
+from wcse.kernels.reference import PAGE
+from wcse.kernels.triton import attention, rows, sampler, score, work
+from wcse.types import WcseError
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check(
+    name: str, x: Tensor, like: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype, strided: bool = False
+) -> None:
+    """Refuse a tensor that a Triton kernel could not address: device, dtype, shape, contiguity."""
+    if tuple(x.shape) != shape:
+        raise WcseError(f"{name} has shape {tuple(x.shape)}; expected {shape}")
+    if x.device != like.device:
+        raise WcseError(f"{name} is on {x.device} and the other tensors on {like.device}: move it with .to()")
+    if x.dtype not in (dtypes or DTYPES):
+        raise WcseError(f"{name} has dtype {x.dtype}; the Triton kernel takes {dtypes or DTYPES}")
+    if not strided and not x.is_contiguous():
+        raise WcseError(f"{name} is not contiguous (strides {x.stride()}): pass {name}.contiguous()")
+
+
+def _check_pools(k_pages: Tensor, v_pages: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
+    """Pools for Triton: both stored as [P, Hkv, 16, d]; ``k_pages`` is the transposed view of that."""
+    n_pages, n_kv, tokens, head_dim = shape
+    check("k_pages", k_pages, like, (n_pages, n_kv, head_dim, tokens), strided=True)
+    check("v_pages", v_pages, like, shape, k_pages.dtype)
+    if n_pages and not k_pages.transpose(2, 3).is_contiguous():
+        raise WcseError(
+            f"k_pages has strides {k_pages.stride()}; the Triton kernel reads keys stored as [P, Hkv, 16, d]: "
+            "pass pool.transpose(2, 3)"
+        )
+
+
+def tree_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    plan: _core.Plan | work.DevicePlan,
+    *,
+    scale: float,
+    softcap: float,
+    window: int,
+) -> Tensor:
+    n_rows, n_heads, head_dim = q.shape
+    n_pages, n_kv = k_pages.shape[:2]
+    if not 1 <= head_dim <= 256 or n_heads // n_kv > 128:
+        raise WcseError(f"q has head size {head_dim}, {n_heads // n_kv} heads a kv head; at most 256 and 128")
+    check("q", q, q, (n_rows, n_heads, head_dim))
+    _check_pools(k_pages, v_pages, q, (n_pages, n_kv, PAGE, head_dim))
+    if isinstance(plan, _core.Plan):
+        rates = work.device_rates(q.device)
+        plan = work.DevicePlan(plan, q.device, n_heads // n_kv, n_kv, head_dim, k_pages.dtype, rates=rates)
+    if n_rows == 0:
+        return torch.empty_like(q)
+    if plan.last_page >= n_pages:
+        raise WcseError(
+            f"the plan reads page {plan.last_page} but the pools have {n_pages}; pass the pools of its tree"
+        )
+    return attention.tree_attention(
+        q, k_pages, v_pages, plan.list(window), scale=scale, softcap=softcap, window=window
+    )
+
+
+def check_rope(
+    qkv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    norms: tuple[Tensor | None, Tensor | None],
+) -> None:
+    n_rows = len(qkv)
+    n_pages, n_kv, tokens, head_dim = v_pages.shape
+    check("qkv", qkv, qkv, tuple(qkv.shape))
+    check("positions", positions, qkv, (n_rows,), torch.int32)
+    check("slots", slots, qkv, (n_rows,), torch.int32)
+    check("cos", cos, qkv, (cos.shape[0], head_dim // 2))
+    check("sin", sin, qkv, (cos.shape[0], head_dim // 2))
+    _check_pools(k_pages, v_pages, qkv, (n_pages, n_kv, tokens, head_dim))
+    for name, weight in zip(("q_norm", "k_norm"), norms, strict=True):
+        if weight is not None:
+            check(name, weight, qkv, (head_dim,))
+
+
+def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float, offset: float) -> Tensor:
+    check("x", x, x, tuple(x.shape))
+    check("weight", weight, x, (x.shape[1],))
+    if residual is not None:
+        check("residual", residual, x, tuple(x.shape))
+    return rows.rms_norm(x, residual, weight, eps=eps, offset=offset)
+
+
+def sample(logits: Tensor, picked: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    check("logits", logits, logits, tuple(logits.shape))
+    if picked.is_cpu:
+        _check_draws(len(logits), picked, *parameters[:4])
+    names = ("rows", "temperature", "top_k", "top_p", "min_p", "keys", "counters")
+    dtypes = (torch.int32, torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int32)
+    given = (picked, *parameters[:4], parameters[4].view(torch.int64), parameters[5])
+    there = [x.to(logits.device, non_blocking=True) for x in given]
+    for name, x, dtype in zip(names, there, dtypes, strict=True):
+        check(name, x, logits, (len(picked),), dtype)
+    return sampler.sample(logits, *there)
+
+
+def _check_draws(
+    n_rows: int, rows: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> None:
+    """The ranges that the native sampler demands."""
+    tiny = torch.finfo(torch.float32).tiny
+    fits = (
+        ("rows", rows, (rows >= 0) & (rows < n_rows), "a row of logits"),
+        (
+            "temperature",
+            temperature,
+            (temperature == 0) | ((temperature >= tiny) & temperature.isfinite()),
+            "0 or a positive finite number",
+        ),
+        ("top_k", top_k, top_k >= -1, "-1 or 0 (off) or a positive number"),
+        ("top_p", top_p, (top_p > 0) & (top_p <= 1), "a number in (0, 1]"),
+        ("min_p", min_p, (min_p >= 0) & (min_p <= 1), "a number in [0, 1]"),
+    )
+    for name, x, good, expected in fits:
+        if not bool(good.all()):
+            j = int((~good).nonzero()[0])
+            raise WcseError(f"{name}[{j}]={x[j].item()}; expected {expected}")
+
+
+def rope_write_kv(
+    qkv: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    **options: Any,
+) -> Tensor:
+    """As ``ops.rope_write_kv``; ``options`` are its keywords."""
+    check_rope(qkv, positions, slots, cos, sin, k_pages, v_pages, (options["q_norm"], options["k_norm"]))
+    return rows.rope_write_kv(qkv, positions, slots, cos, sin, k_pages, v_pages, **options)
+
+
+def gated_act(gate_up: Tensor, *, act: str) -> Tensor:
+    check("gate_up", gate_up, gate_up, tuple(gate_up.shape))
+    return rows.gated_act(gate_up, act=act)
+
+
+def score_rows(
+    x: Tensor,
+    picked: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: Tensor | None,
+    *,
+    eps: float,
+    offset: float,
+    relu: bool,
+) -> Tensor:
+    check("x", x, x, tuple(x.shape))
+    check("rows", picked, x, (len(picked),), torch.int32)
+    check("weight", weight, x, (weight.shape[0], x.shape[1]))
+    for name, part, shape in (("bias", bias, (weight.shape[0],)), ("norm", norm, (x.shape[1],))):
+        if part is not None:
+            check(name, part, x, shape)
+    return score.score_rows(x, picked, weight, bias, norm, eps=eps, offset=offset, relu=relu)
+
+
+def group_top_k(scores: Tensor, bounds: Tensor, k: int, *, largest_group: int) -> Tensor:
+    check("scores", scores, scores, tuple(scores.shape), torch.float32)
+    check("bounds", bounds, scores, tuple(bounds.shape), torch.int32)
+    return score.group_top_k(scores, bounds, k, largest_group=largest_group)

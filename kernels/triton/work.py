@@ -1,0 +1,201 @@
+"""A plan made ready for the device: tile size, work list, upload.
+
+One work list serves all layers with the same window and all kv heads. Knows the shape of the attention kernel's
+tiles and assumed device rates; knows nothing of kernels' code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wcse import _core
+
+TILE_M = (16, 32, 64, 128)
+"""Rows of the score matrix of one tile; a row is a tree row times a query head of the group."""
+
+PAGE = 16
+_ALIGN = 4  # int32s: parts of the upload begin on 16 bytes, so that a kernel is compiled once
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Rates from which tile sizes are chosen. They are assumptions (an H200's data sheet, less what a good copy and
+    a good GEMM reach), not measurements: only their ratios matter, and a wrong tile costs time, never a result.
+    """
+
+    major: int = 9  # compute capability; below 9 there are no warp-group matrix instructions
+    processors: int = 132
+    resident: int = 2  # blocks of the kernel that one processor holds at a time
+    memory: float = 4.3e12  # bytes a second
+    cache: float = 5.5e12  # bytes a second, L2
+    flops: tuple[float, ...] = (150e12, 250e12, 400e12, 500e12)  # of tiles of TILE_M rows
+
+
+def device_rates(device: torch.device) -> Device:
+    """What CUDA says of a device; the assumptions where it says nothing."""
+    if device.type != "cuda":
+        return Device()
+    found = torch.cuda.get_device_properties(device)
+    return Device(major=found.major, processors=found.multi_processor_count)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a work list makes the kernel read, in tokens of one layer and one kv head."""
+
+    unique: int  # every token that some row sees, once
+    read: int  # whole pages, once a tile
+
+    @property
+    def ratio(self) -> float:
+        return self.read / max(1, self.unique)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceList:
+    """A work list in device memory. Views of one int32 buffer, which is uploaded in one copy."""
+
+    tile_m: int
+    n_items: int
+    n_slots: int
+    n_rows: int
+    items: Tensor  # [5 n_items]
+    page: Tensor
+    rows: Tensor
+    pos: Tensor
+    merge: Tensor  # [3 n_rows]
+    row_pos: Tensor  # [n_rows], absolute positions
+    traffic: Traffic
+
+
+@dataclass(slots=True, eq=False)
+class DevicePlan:
+    """A ``_core.Plan`` with its work lists, made once a step and used by all layers.
+
+    Args:
+        plan: the plan.
+        device: where the lists go.
+        group: query heads of one kv head.
+        kv_heads: of one layer.
+        head_dim: size of a head.
+        dtype: of queries, keys and values.
+        tile_m: rows of a tile, one of ``TILE_M``; None chooses by cost.
+        chunks: wanted work items of each kv head; None fills the device once.
+    """
+
+    plan: _core.Plan
+    device: torch.device
+    group: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype = torch.bfloat16
+    tile_m: int | None = None
+    chunks: int | None = None
+    rates: Device = Device()
+    last_page: int = field(init=False)  # largest id that the lists hold
+    _lists: dict[int, DeviceList] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.last_page = int(self.plan.pages.max(initial=-1))
+
+    @property
+    def n_rows(self) -> int:
+        return self.plan.n_rows
+
+    def list(self, window: int) -> DeviceList:
+        """The work list for this window; made and uploaded when it is asked for first."""
+        if window not in self._lists:
+            self._lists[window] = self._make(window)
+        return self._lists[window]
+
+    def _make(self, window: int) -> DeviceList:
+        sizes = tile_sizes(self.group, self.head_dim, self.dtype, self.rates.major)
+        tile_m = self.tile_m or choose_tile(
+            self.plan, self.group, self.kv_heads, self.head_dim, self.rates, sizes
+        )
+        full = self.rates.processors * self.rates.resident
+        work = _core.work_list(
+            self.plan,
+            tile_rows=tile_m // self.group,
+            block_pages=block_tokens(self.head_dim, self.dtype) // PAGE,
+            items=self.chunks or max(1, full // self.kv_heads),
+            least_pages=1 if self.chunks else 16,  # 256 tokens
+            window=window,
+        )
+        return upload(work, self.plan, tile_m, self.device)
+
+
+def upload(work: _core.WorkList, plan: _core.Plan, tile_m: int, device: torch.device) -> DeviceList:
+    """Copy a work list to the device, in one piece and, on CUDA, from pinned memory without waiting."""
+    parts = [work.items, work.page, work.rows, work.pos, work.merge, plan.positions]
+    starts = np.cumsum([0] + [-(-len(part) // _ALIGN) * _ALIGN for part in parts])
+    host = torch.zeros(int(starts[-1]) or _ALIGN, dtype=torch.int32, pin_memory=device.type == "cuda")
+    flat = host.numpy()
+    for part, start in zip(parts, starts, strict=False):
+        flat[start : start + len(part)] = part
+    there = host.to(device, non_blocking=True)
+    views = [there[start : start + len(part)] for part, start in zip(parts, starts, strict=False)]
+    nodes = plan.nodes
+    seen = np.minimum(nodes.length, nodes.seen + nodes.hi - 1 - nodes.lo)
+    traffic = Traffic(unique=int(seen.sum()), read=work.entries * PAGE)
+    return DeviceList(tile_m, len(work.items) // 5, work.slots, plan.n_rows, *views, traffic=traffic)
+
+
+def block_tokens(head_dim: int, dtype: torch.dtype) -> int:
+    """KV tokens of one step of the kernel's loop: what fits registers and shared memory."""
+    return 32 if head_dim > 128 or dtype is torch.float32 else 64
+
+
+def tile_sizes(group: int, head_dim: int, dtype: torch.dtype, major: int = 9) -> tuple[int, ...]:
+    """Tiles that a group fits in and that compile without spills (float32 takes three products for one)."""
+    if dtype is torch.float32:
+        most = 16
+    elif major < 9:  # operands of the older matrix instruction lie in registers
+        most = 32 if head_dim > 64 else 128
+    else:
+        most = 64 if head_dim > 128 else 128
+    fit = [m for m in TILE_M if m >= group]
+    return tuple(m for m in fit if m <= most) or (fit[0],)
+
+
+def tile_pages(plan: _core.Plan, tile_rows: int) -> int:
+    """Pages in all lists when tiles have so many rows: every node once for each tile that it touches."""
+    nodes = plan.nodes
+    pages = nodes.page_end.astype(np.int64) - nodes.page_begin
+    tiles = -(-nodes.hi.astype(np.int64) // tile_rows) - nodes.lo // tile_rows
+    return int((pages * tiles * (nodes.hi > nodes.lo)).sum())
+
+
+def choose_tile(
+    plan: _core.Plan,
+    group: int,
+    kv_heads: int,
+    head_dim: int,
+    rates: Device,
+    sizes: tuple[int, ...] = TILE_M,
+) -> int:
+    """Rows of a tile with the least modelled time, for 16-bit keys and values.
+
+    Wide tiles read a shared page less often; narrow ones waste fewer rows on pages that few see. The model adds to
+    the slowest of memory, cache and arithmetic a third of the others, which overlap imperfectly.
+    """
+    page_bytes = PAGE * head_dim * 2 * 2 * kv_heads
+    unique = float((plan.nodes.page_end - plan.nodes.page_begin).sum()) * page_bytes
+    best, choice = float("inf"), sizes[-1]
+    for tile_m, rate in zip(TILE_M, rates.flops, strict=True):
+        if tile_m not in sizes:
+            continue
+        pages = tile_pages(plan, tile_m // group)
+        parts = [
+            unique / rates.memory,
+            pages * page_bytes / rates.cache,
+            4.0 * pages * PAGE * head_dim * tile_m * kv_heads / rate,
+        ]
+        cost = max(parts) + 0.35 * (sum(parts) - max(parts))
+        if cost < best:
+            best, choice = cost, tile_m
+    return choice

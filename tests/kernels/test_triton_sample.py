@@ -1,0 +1,189 @@
+"""The sampler in Triton: the native sampler's tokens, ties, broken rows; step scores and the best of groups."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wcse.kernels import ops, reference
+from wcse.types import WcseError
+
+pytest.importorskip("triton")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "keys": 0, "counters": 0}
+DTYPES = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32, "min_p": torch.float32}
+
+
+def both(
+    logits: torch.Tensor, draws: int | None = None, **fields: object
+) -> list[tuple[list[int], torch.Tensor]]:
+    """Tokens and logprobs of the native sampler and of the Triton one."""
+    count = len(logits) if draws is None else draws
+    rows = torch.arange(count, dtype=torch.int32) % len(logits)
+    values = {
+        name: torch.as_tensor(fields.get(name, default))
+        .to(DTYPES.get(name, torch.int64 if name == "keys" else torch.int32))
+        .expand(count)
+        .contiguous()
+        for name, default in DEFAULTS.items()
+    }
+    native = ops.sample(logits.float(), rows, *values.values(), backend="cpp")
+    ours = ops.sample(logits.to(DEVICE), rows, *values.values(), backend="triton")
+    return [(tokens.tolist(), logprobs.cpu()) for tokens, logprobs in (native, ours)]
+
+
+def same(logits: torch.Tensor, draws: int | None = None, **fields: object) -> list[int]:
+    (tokens, logprobs), (got, got_logprobs) = both(logits, draws, **fields)
+    assert got == tokens
+    torch.testing.assert_close(got_logprobs, logprobs, rtol=1e-5, atol=1e-5, equal_nan=True)
+    return got
+
+
+def test_the_same_random_numbers() -> None:
+    """Of 2^10 equal logits, token floor(u * 2^10) is drawn."""
+    keys = [0, 1, -1, 2**63 - 1, -(2**63), 0x299F31D0A4093822]
+    pairs = [(key, counter) for key in keys for counter in (0, 1, 0x243F6A88)]
+    tokens = same(
+        torch.zeros(1, 2**10),
+        len(pairs),
+        keys=torch.tensor([key for key, _ in pairs]),
+        counters=torch.tensor([counter for _, counter in pairs]),
+    )
+    assert tokens == [int(reference.uniform(key % 2**64, counter) * 2**10) for key, counter in pairs]
+
+
+@pytest.mark.parametrize("vocab", [1, 17, 1000, 1025, 3000])
+def test_random_parameters(vocab: int) -> None:
+    count = 12
+    generator = torch.Generator().manual_seed(vocab)
+    fields = {
+        "temperature": torch.rand(count, generator=generator) * 2 + 0.1,
+        "top_k": torch.randint(-1, 60, (count,), generator=generator),
+        "top_p": torch.rand(count, generator=generator) * 0.95 + 0.05,
+        "min_p": torch.rand(count, generator=generator) * 0.2,
+        "keys": torch.randint(-(2**62), 2**62, (count,), generator=generator),
+        "counters": torch.randint(0, 1000, (count,), generator=generator),
+    }
+    fields["top_k"][::2] = 0
+    fields["top_p"][::3] = 1.0
+    fields["min_p"][::4] = 0.0
+    same(torch.randn(count, vocab, generator=generator) * 3, **fields)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from([-math.inf, -30.0, -1.0, -0.0, 0.0, 0.5, 1.0]), min_size=1, max_size=40),
+    st.integers(0, 8),
+    st.sampled_from([0.11, 0.31, 0.52, 0.77, 0.93, 1.0]),
+    st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+    st.sampled_from([0.5, 1.0, 3.0]),
+    st.integers(0, 2**62),
+)
+def test_ties(
+    values: list[float], top_k: int, top_p: float, min_p: float, temperature: float, key: int
+) -> None:
+    logits = torch.tensor([values])
+    same(logits, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature, keys=key)
+
+
+def test_ties_keep_lower_ids() -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0, 1.0]])
+    keys = torch.arange(8)
+    for filters in (
+        {"top_k": 1},
+        {"top_k": 3},
+        {"top_k": 4},
+        {"top_p": 0.7},
+        {"top_p": 1e-6},
+        {"min_p": 1.0},
+    ):
+        same(logits, 8, keys=keys, **filters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_logits(dtype: torch.dtype) -> None:
+    """They are exact in float32, so the tokens are the same. (The interpreter can widen bfloat16.)"""
+    logits = (torch.randn(8, 2000) * 3).to(dtype)
+    same(logits, keys=torch.arange(8), top_p=0.9)
+    same(logits, keys=torch.arange(8), top_k=20)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_broken_rows_fail_alone(temperature: float, top_p: float) -> None:
+    logits = torch.randn(6, 100)
+    logits[0, 99] = float("nan")
+    logits[1] = -float("inf")
+    logits[2, 3] = float("inf")
+    logits[3, 10:] = -float("inf")
+    logits[4] = float("nan")
+    tokens = same(logits, temperature=temperature, top_p=top_p)
+    assert [tokens[i] for i in (0, 1, 2, 4)] == [-1] * 4
+
+
+def test_extreme_temperatures() -> None:
+    logits = torch.randn(1, 300)
+    for temperature in (1.2e-38, 1e-6, 1e30):
+        for filters in ({}, {"top_p": 0.9}, {"min_p": 0.1}):
+            same(logits, temperature=temperature, **filters)
+
+
+def test_bad_parameters_are_refused() -> None:
+    logits = torch.randn(2, 10)
+    for field, value in (("temperature", -1.0), ("top_p", 0.0), ("min_p", 1.5), ("top_k", -2)):
+        one = {name: torch.full((2,), v) for name, v in DEFAULTS.items()} | {field: torch.full((2,), value)}
+        rows = torch.zeros(2, dtype=torch.int32)
+        with pytest.raises(WcseError, match=rf"{field}\[0\]="):
+            ops.sample(logits.to(DEVICE), rows, *one.values(), backend="triton")
+
+
+# ---------------------------------------------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(("bias", "relu"), [(False, False), (True, True)])
+def test_score_rows(columns: int, norm: bool, bias: bool, relu: bool) -> None:
+    x, weight = torch.randn(20, 100), torch.randn(columns, 100)
+    rows = torch.tensor([3, 19, 0, 3], dtype=torch.int32)
+    b = torch.randn(columns) if bias else None
+    n = torch.randn(100) if norm else None
+    exact = ops.score_rows(
+        x.double(), rows, weight.double(), b, n, eps=1e-5, offset=1.0, relu=relu, backend="torch"
+    )
+    there = [None if t is None else t.to(DEVICE) for t in (weight, b, n)]
+    got = ops.score_rows(
+        x.to(DEVICE), rows.to(DEVICE), *there, eps=1e-5, offset=1.0, relu=relu, backend="triton"
+    )
+    torch.testing.assert_close(got.cpu().double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_a_broken_row_scores_nan() -> None:
+    x = torch.randn(3, 16)
+    x[1, 2] = float("nan")
+    rows = torch.arange(3, dtype=torch.int32).to(DEVICE)
+    for relu in (False, True):
+        got = ops.score_rows(x.to(DEVICE), rows, torch.randn(2, 16).to(DEVICE), relu=relu, backend="triton")
+        assert got.isnan().tolist() == [False, True, False]
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0.0, -0.0, 0.5, 0.9, -1.0, math.nan, math.inf]), max_size=9),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(1, 6),
+)
+def test_group_top_k(groups: list[list[float]], k: int) -> None:
+    scores = torch.tensor([x for group in groups for x in group])
+    bounds = torch.tensor([0, *torch.tensor([len(g) for g in groups]).cumsum(0).tolist()], dtype=torch.int32)
+    want = ops.group_top_k(scores, bounds, k, largest_group=9, backend="torch")
+    got = ops.group_top_k(scores.to(DEVICE), bounds.to(DEVICE), k, largest_group=9, backend="triton")
+    assert got.tolist() == want.tolist()

@@ -1,0 +1,57 @@
+"""The Triton kernels compiled ahead of time, in processes of their own: see bench/gpu_static.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+SCRIPT = Path(__file__).parents[2] / "bench" / "gpu_static.py"
+LOOPS = {  # most instructions in the loop over pages, sm_90: a little above what Triton 3.9 gives
+    "M16 G4 d64 bf16": 285,
+    "M32 G4 d64 bf16": 390,
+    "M64 G4 d64 bf16": 440,
+    "M128 G4 d64 bf16": 420,
+    "M64 G4 d128 bf16": 545,
+    "M128 G4 d128 bf16": 490,
+    "M64 G7 d64 bf16": 440,
+}
+
+
+def compile_kernels(*arguments: str) -> list[dict[str, Any]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--json", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env=environment,
+        check=False,
+    )
+    assert done.stdout, done.stderr[-2000:]
+    return json.loads(done.stdout)["table"]
+
+
+def test_hopper() -> None:
+    """No spills, shared memory below the limit, tensor cores and asynchronous copies in use, short loops."""
+    table = compile_kernels("--arch", "90")
+    kernels = {row["kernel"] for row in table}
+    assert kernels >= {"tree_attention", "merge", "rope_write_kv", "add_rms_norm", "sample", "score_rows"}
+    assert not [(row["kernel"], row["shape"], row["failures"]) for row in table if row["failures"]]
+    loops = {row["shape"]: row["loop"] for row in table if row["kernel"] == "tree_attention"}
+    assert not {shape: (loops[shape], most) for shape, most in LOOPS.items() if loops[shape] > most}
+
+
+@pytest.mark.parametrize("arch", ["80", "100", "gfx942"])
+def test_other_devices(arch: str) -> None:
+    shapes = ["M32 G4 d64 bf16", "M64 G4 d64 bf16", "M16 G4 d64 fp32"]
+    table = compile_kernels("--arch", arch, "--shapes", *shapes, "d64", "bf16")
+    assert len(table) == 5
+    assert not [(row["kernel"], row["shape"], row["failures"]) for row in table if row["failures"]]
