@@ -155,7 +155,7 @@ def test_workers_that_die_cost_nothing_and_poison_becomes_a_failure(tmp_path: Pa
 
 
 def test_a_hung_worker_is_killed(tmp_path: Path) -> None:
-    recipe = synth_runs.recipe(match="samples", n=1, unit_seconds=0.6, samplers={"wc": {"model": "weak"}})
+    recipe = synth_runs.recipe(match="samples", n=1, unit_seconds=1.0, samplers={"wc": {"model": "weak"}})
     todo = [
         replace(p, meta={**p.meta, "does": "hang" if i == 1 else None})
         for i, p in enumerate(synth_runs.problems(3))
@@ -168,7 +168,7 @@ def test_a_hung_worker_is_killed(tmp_path: Path) -> None:
     failures = {record.problem.id: record.failure for record in read_synth(tmp_path / "run")}
     assert failures["p0"] is None and failures["p2"] is None
     hung = failures["p1"]
-    assert hung is not None and hung.kind == "timeout" and "silent for 0.6 s" in hung.message
+    assert hung is not None and hung.kind == "timeout" and "silent for 1 s" in hung.message
 
 
 def test_workers_that_cannot_work_are_one_error(tmp_path: Path) -> None:

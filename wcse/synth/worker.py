@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from wcse.synth.recipe import SynthRecipe
 from wcse.synth.record import SynthRecord
@@ -22,15 +23,18 @@ def serve(make: Callable[[SynthRecipe], Executor]) -> None:
     os.dup2(2, 1)  # what a library prints must not get between the records
     executor: Executor | None = None
 
-    def send(record: SynthRecord) -> None:
-        line = json.dumps({"key": list(record.key), "body": record.to_json()}, default=str)
-        out.write(line.encode("ascii") + b"\n")
+    def say(message: dict[str, Any]) -> None:
+        out.write(json.dumps(message, default=str).encode("ascii") + b"\n")
         out.flush()
+
+    def send(record: SynthRecord) -> None:
+        say({"key": list(record.key), "body": record.to_json()})
 
     for line in sys.stdin.buffer:
         message = json.loads(line)
         if "recipe" in message:
             executor = make(SynthRecipe.parse(message["recipe"]))
+            say({"ready": True})
         else:
             assert executor is not None
             executor.run([task_from_json(task) for task in message["tasks"]], send)

@@ -27,6 +27,7 @@ from wcse.types import Problem, WcseError
 WORKER = (sys.executable, "-m", "wcse.synth.worker")
 _ATTEMPTS = 3
 _LARGEST_BATCH = 64
+_START_SECONDS = 120.0
 _GOODBYE_SECONDS = 5.0
 
 
@@ -36,7 +37,8 @@ class _Worker:
 
     process: subprocess.Popen[bytes]
     tasks: dict[tuple[str, str], Task] = field(default_factory=dict)
-    heard: float = 0.0
+    heard: float = field(default_factory=time.monotonic)
+    ready: bool = False
     hung: bool = False
 
 
@@ -127,11 +129,13 @@ class WorkerPool:
             except queue.Empty:
                 now = time.monotonic()
                 for worker in self._workers:
-                    if worker.tasks and now - worker.heard > limit:
+                    silent = now - worker.heard
+                    if worker.tasks and silent > (limit if worker.ready else max(limit, _START_SECONDS)):
                         worker.hung = True
                         worker.process.kill()
                 continue
             worker.heard = time.monotonic()
+            worker.ready = True
             if worker in self._workers:
                 return worker, message
 
