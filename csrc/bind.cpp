@@ -56,9 +56,9 @@ Ints extend_rows(KVTree& tree, const py::object& nodes, const py::object& tokens
     return slots;
 }
 
-std::pair<int32_t, int64_t> match_prefix(KVTree& tree, const py::object& tokens) {
+std::pair<int32_t, int64_t> match_prefix(KVTree& tree, const py::object& tokens, int32_t under) {
     const Ints ids = int32_array(tokens, "tokens");
-    return tree.match_prefix(ids.data(), size_of(ids));
+    return tree.match_prefix(ids.data(), size_of(ids), under);
 }
 
 void bind_kv_tree(py::module_& m) {
@@ -73,7 +73,7 @@ void bind_kv_tree(py::module_& m) {
         .def("retain", &KVTree::retain, py::arg("node"))
         .def("release", &KVTree::release, py::arg("node"))
         .def("drop", &KVTree::drop, py::arg("node"))
-        .def("match_prefix", &match_prefix, py::arg("tokens"))
+        .def("match_prefix", &match_prefix, py::arg("tokens"), py::arg("under") = KVTree::kRoot)
         .def("evict", &KVTree::evict, py::arg("n_pages"))
         .def("check", &KVTree::check)
         .def("alive", &KVTree::alive, py::arg("node"))

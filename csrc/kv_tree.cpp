@@ -150,10 +150,12 @@ void KVTree::release(int32_t id) { give_back(id, false, "release"); }
 
 void KVTree::drop(int32_t id) { give_back(id, true, "drop"); }
 
-std::pair<int32_t, int64_t> KVTree::match_prefix(const int32_t* tokens, size_t n) {
+std::pair<int32_t, int64_t> KVTree::match_prefix(const int32_t* tokens, size_t n, int32_t under) {
+    if (under != kRoot && need(under, "match_prefix").depth != 0)
+        refuse("match_prefix", under, "holds tokens; give an empty node");
     // Siblings may hold equal tokens, so this is a search. It visits no node twice, whatever the hash does.
-    int32_t best = kRoot;
-    std::vector<int32_t> open{kRoot};
+    int32_t best = under;
+    std::vector<int32_t> open{under};
     while (!open.empty()) {
         const int32_t id = open.back();
         open.pop_back();

@@ -74,7 +74,8 @@ public:
 
     // The deepest chain of sealed, settled nodes whose tokens are a prefix of the given ones: (its last node,
     // tokens matched). Ids are compared one by one. The node is retained; the super-root when nothing matches.
-    std::pair<int32_t, int64_t> match_prefix(const int32_t* tokens, size_t n);
+    // under: an empty node in whose subtree alone to look.
+    std::pair<int32_t, int64_t> match_prefix(const int32_t* tokens, size_t n, int32_t under = kRoot);
 
     // Frees least recently held cached nodes until n_pages are freed or none is left. Returns the pages freed.
     int64_t evict(int64_t n_pages);

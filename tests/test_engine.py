@@ -85,7 +85,10 @@ def test_greedy_equals_transformers(folder: Path) -> None:
         assert output.outputs[0].finish_reason == "length"
         logits = reference(expected).logits[0, ids.shape[1] - 1 : -1]
         logprobs = logits.log_softmax(-1).gather(1, expected[0, ids.shape[1] :, None])[:, 0]
-        assert output.outputs[0].logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
+        written = output.outputs[0]
+        assert written.logprobs is not None
+        found = [top[token].logprob for token, top in zip(written.token_ids, written.logprobs, strict=True)]
+        assert found == pytest.approx(logprobs.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("max_rows", [1, 5])
@@ -217,7 +220,7 @@ def test_a_seed_for_each_request(model: LoadedModel) -> None:
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"n": 0}, "n=0"),
         ({"max_tokens": 0}, "max_tokens=0"),
-        ({"logprobs": 5}, "logprobs=5"),
+        ({"logprobs": -2}, "logprobs=-2"),
         ({"stop": ("",)}, "stop="),
     ],
 )

@@ -543,3 +543,18 @@ TestKVTreeMachine.settings = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_a_match_below_an_empty_node_stays_in_its_subtree() -> None:
+    tree = KVTree(8, debug=True)
+    rooms = [tree.fork(0) for _ in range(2)]
+    for room in rooms:
+        tree.seal(room)
+    node = tree.fork(rooms[0])
+    tree.extend(node, [1, 2])
+    tree.settle()
+    tree.seal(node)
+    assert tree.match_prefix([1, 2, 3], rooms[0]) == (node, 2)
+    assert tree.match_prefix([1, 2, 3], rooms[1]) == (rooms[1], 0)
+    with pytest.raises(ValueError, match="match_prefix"):
+        tree.match_prefix([1, 2, 3], node)

@@ -68,7 +68,7 @@ class KVTree:
 
         Dropped ancestors that waited for it go too. The last reference decides: nodes released stay cached.
         """
-    def match_prefix(self, tokens: Integers) -> tuple[int, int]:
+    def match_prefix(self, tokens: Integers, under: int = 0) -> tuple[int, int]:
         """The deepest chain of whole sealed, settled nodes that spells a prefix of ``tokens``, compared id by id.
 
         Returns:

@@ -8,11 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from wcse.types import WcseError
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Token ids of a conversation, ready for the assistant's turn.
+def render_chat(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+) -> list[int]:
+    """Token ids of a conversation, ready for the assistant's turn or, on request, inside its last message.
 
     Raises:
         WcseError: the tokenizer has no chat template, or the template refuses the messages.
@@ -20,8 +28,13 @@ def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[i
     if not getattr(tokenizer, "chat_template", None):
         raise WcseError("chat: this model's tokenizer has no chat template; use generate() with plain text")
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    except (ValueError, TypeError, KeyError) as error:
+        text = tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+    except (ValueError, TypeError, KeyError, IndexError, TemplateError) as error:
         raise WcseError(f"chat: the chat template refused the messages: {error}") from error
     return list(tokenizer.encode(text, add_special_tokens=False))
 

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from wcse import _core
+from wcse.engine.draw import Draw, Top, draw
 from wcse.engine.params import SamplingParams, StepRule
+from wcse.engine.rules import Guide, Rules, make_rules
 from wcse.engine.runner import PAGE, KVMemoryError, Runner, Span, Work, pages
-from wcse.kernels import ops
 from wcse.kernels.copies import join_rows, take_rows
 from wcse.models.load import LoadedModel
 from wcse.rng import node_key
@@ -48,12 +49,17 @@ class Root:
     params: SamplingParams
     rule: StepRule
     pattern: int  # delimiter and stop strings, as the text matcher knows them
+    rules: Rules | None = None
     account: Account = field(default_factory=Account)
 
 
 @dataclass(eq=False)
 class Growth:
-    """A request to grow ``n`` children of ``node``; ``on_node`` hears of every node, ``on_end`` of each last one."""
+    """A request to grow ``n`` children of ``node``; ``on_node`` hears of every node, ``on_end`` of each last one.
+
+    ``on_token`` hears (child, token, log-probability, likeliest tokens) of each token as it is drawn, those that
+    a stop string cuts off afterwards too.
+    """
 
     root: Root
     node: Node
@@ -63,6 +69,7 @@ class Growth:
     greedy: bool
     on_node: Callable[[Node], None]
     on_end: Callable[[int, Node], None]
+    on_token: Callable[[int, int, float, Top | None], None] | None = None
     born: int = 0
 
 
@@ -81,6 +88,7 @@ class Row:
     limit: int = 0  # tokens of this node at which something ends
     logprobs: list[float] = field(default_factory=list)
     measures: list[float] = field(default_factory=list)
+    guide: Guide | None = None
     rolling: bool = False  # the step is closed: the next token starts child 0
 
 
@@ -92,7 +100,7 @@ class Fill:
     root: Root
     done: Callable[[torch.Tensor], None]
     node: Node  # held, so that the span outlives the wait
-    resumes: bool = False  # a suspended row goes on when it is there
+    resumes: Row | None = None  # the suspended row that goes on when it is there
 
 
 class Engine:
@@ -124,12 +132,19 @@ class Engine:
     # -- requests ----------------------------------------------------------------------------------------
 
     def open(
-        self, tokens: list[int], *, seed: int, problem: str, params: SamplingParams, rule: StepRule
+        self,
+        tokens: list[int],
+        *,
+        seed: int,
+        problem: str,
+        params: SamplingParams,
+        rule: StepRule,
+        tenant: str = "",
     ) -> Root:
-        """Register a prompt.
+        """Register a prompt. Prompts of different tenants share no keys and values.
 
         Raises:
-            WcseError: the prompt does not fit in the model's context.
+            WcseError: the prompt does not fit in the model's context, or the parameters do not fit the model.
         """
         if len(tokens) >= self.model.context:
             raise WcseError(
@@ -138,8 +153,10 @@ class Engine:
             )
         node = Node(None, (), tuple(tokens), decode(self.table, tokens))
         pattern = self.matcher.pattern(rule.delimiter.encode(), [text.encode() for text in params.stop])
-        root = Root(node, seed, problem, params, rule, pattern)
-        span, matched = self.runner.prompt(tokens)
+        model = self.model
+        rules = make_rules(params, tokens, model.tokenizer, model.eos_ids, model.spec.vocab_size)
+        root = Root(node, seed, problem, params, rule, pattern, rules)
+        span, matched = self.runner.prompt(tokens, tenant=tenant)
         self._reuse(root, matched)
         self._spans[node] = span
         finalize(node, self._dead.extend, reversed(span.lineage()))
@@ -180,7 +197,7 @@ class Engine:
         Raises:
             KVMemoryError: one path alone does not fit in the KV memory.
         """
-        self._bury()
+        self.reclaim()
         work = self.runner.begin()
         fills = self._schedule(work)
         hidden = self.runner.run(work)
@@ -257,7 +274,7 @@ class Engine:
     def _suspend(self, row: Row) -> None:
         """Take the row out of the batch; its keys and values are computed again when there is room."""
         self.runner.release(row.span)
-        fill = Fill(row.span, row.growth.root, lambda _: self.rows.append(row), row.parent, resumes=True)
+        fill = Fill(row.span, row.growth.root, lambda _: self.rows.append(row), row.parent, resumes=row)
         self._fills.appendleft(fill)
 
     # -- sample ------------------------------------------------------------------------------------------
@@ -284,6 +301,8 @@ class Engine:
             row = Row(
                 growth, growth.born, growth.node, (*growth.node.path, child), Span(parent), slot, length
             )
+            if root.rules:
+                row.guide = root.rules.guide(growth.node.completion_ids)
             self._start(row)
             self._reuse(root, parent.depth)
             born.append((row, parent.hidden))
@@ -296,7 +315,7 @@ class Engine:
         """Set the row's random key and limits for a new node."""
         root = row.growth.root
         row.key = node_key(root.seed, root.problem, row.path)
-        left = min(root.params.max_tokens - row.length, self.model.context - row.span.start)
+        left = min(root.params.most_tokens - row.length, self.model.context - row.span.start)
         row.limit = min(left, root.rule.max_tokens or left)
 
     def _sample(self, rows: list[Row], hidden: torch.Tensor) -> None:
@@ -318,34 +337,29 @@ class Engine:
             values = self.measure(logits).tolist()
             for row, i in zip(rows, index, strict=True):
                 row.measures.append(values[i])
-        params = [row.growth.root.params for row in rows]
-        n = len(rows)
-        temperature = (0.0 if r.growth.greedy else p.temperature for r, p in zip(rows, params, strict=True))
-        tokens, logprobs = ops.sample(
-            logits,
-            torch.tensor(index, dtype=torch.int32),
-            torch.from_numpy(np.fromiter(temperature, np.float32, n)),
-            torch.from_numpy(np.fromiter((p.top_k for p in params), np.int32, n)),
-            torch.from_numpy(np.fromiter((p.top_p for p in params), np.float32, n)),
-            torch.from_numpy(np.fromiter((p.min_p for p in params), np.float32, n)),
-            torch.from_numpy(np.fromiter((r.key for r in rows), np.uint64, n).view(np.int64)),
-            torch.from_numpy(np.fromiter((len(r.span.tokens) for r in rows), np.int32, n)),
-            backend=self.model.decoder.backend,
-        )
+        draws = [_draw_of(row) for row in rows]
+        tokens, logprobs, tops = draw(logits, index, draws, backend=self.model.decoder.backend)
         self.rows = rows
-        self._settle(rows, tokens.cpu().numpy(), logprobs.tolist())
+        self._settle(rows, tokens, logprobs, tops)
 
     # -- settle ------------------------------------------------------------------------------------------
 
-    def _settle(self, rows: list[Row], tokens: np.ndarray, logprobs: list[float]) -> None:
+    def _settle(
+        self, rows: list[Row], tokens: np.ndarray, logprobs: list[float], tops: dict[int, Top]
+    ) -> None:
         """Append the drawn tokens and end the nodes that are done."""
         slots = np.fromiter((row.slot for row in rows), np.int32, len(rows))
         flags = self.matcher.advance(slots, np.maximum(tokens, 0)).tolist()
         eos = self.model.eos_ids
         ended: list[tuple[Row, Finish]] = []
-        for row, token, logprob, flag in zip(rows, tokens.tolist(), logprobs, flags, strict=True):
+        drawn = zip(rows, tokens.tolist(), logprobs, flags, strict=True)
+        for i, (row, token, logprob, flag) in enumerate(drawn):
             row.span.tokens.append(token)
             row.logprobs.append(logprob)
+            if row.guide is not None and token >= 0:
+                row.guide.advance(token)
+            if row.growth.on_token is not None and token >= 0:
+                row.growth.on_token(row.child, token, logprob, tops.get(i))
             if (
                 flag
                 or token < 0
@@ -371,9 +385,9 @@ class Engine:
             return Finish.ERROR
         if token in params.stop_token_ids or (token in self.model.eos_ids and not params.ignore_eos):
             return Finish.EOS
-        if flag & STOPPED:
+        if flag & STOPPED and row.length + count > params.min_tokens:
             return Finish.EOS
-        if row.length + count >= params.max_tokens:
+        if row.length + count >= params.most_tokens:
             return Finish.PATH_CAP
         if row.span.depth >= self.model.context:
             return Finish.CTX
@@ -417,6 +431,8 @@ class Engine:
         if token in row.growth.root.params.stop_token_ids:
             return token
         which, excess = self.matcher.stop(row.slot)
+        if row.growth.root.params.include_stop_str_in_output:
+            return row.growth.root.params.stop[which]
         # Whole tokens go, back to the one in which the stop string begins: text == decode(ids) stays true.
         while excess > 0 and row.span.tokens:
             excess -= len(self.table[row.span.tokens.pop()])
@@ -448,7 +464,27 @@ class Engine:
         if not live:
             self.runner.release(span)
 
-    def _bury(self) -> None:
+    def abort(self, root: Root) -> None:
+        """Stop all work for a root and free what it holds; nobody hears of it. Other roots do not notice."""
+        for row in self.rows:
+            if row.growth.root is root:
+                self._forget(row)
+        self.rows = [row for row in self.rows if row.growth.root is not root]
+        for fill in self._fills:
+            if fill.root is root:
+                if fill.resumes:
+                    self.matcher.close(fill.resumes.slot)
+                self._filling.pop(fill.span, None)
+                self.runner.release(fill.span)
+        self._fills = deque(fill for fill in self._fills if fill.root is not root)
+        self._growing = deque(growth for growth in self._growing if growth.root is not root)
+
+    def _forget(self, row: Row) -> None:
+        self.matcher.close(row.slot)
+        self._filling.pop(row.span, None)
+        self.runner.release(row.span)
+
+    def reclaim(self) -> None:
         """Give back the memory of nodes that nobody holds; prompts stay cached until it is needed."""
         while self._dead:
             span = self._dead.popleft()
@@ -468,3 +504,9 @@ class Engine:
                 shared[root] = shared.get(root, 0) + pages(len(span.tokens))
                 span = span.parent
         return {root: (shared[root], alone[root]) for root in alone}
+
+
+def _draw_of(row: Row) -> Draw:
+    growth, params = row.growth, row.growth.root.params
+    temperature = 0.0 if growth.greedy else params.temperature
+    return Draw(params, temperature, row.key, len(row.span.tokens), row.guide, growth.on_token is not None)

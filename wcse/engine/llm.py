@@ -7,45 +7,34 @@ prompt. It knows nothing of steps, strategies or verifiers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from wcse.engine.engine import Engine, Growth
-from wcse.engine.params import WHOLE, SamplingParams
+from wcse.engine.engine import Engine
+from wcse.engine.generate import Backend, Generation, Prompt
+from wcse.engine.outputs import (
+    CompletionOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    RequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+)
+from wcse.engine.params import SamplingParams
+from wcse.engine.pooling import POOLING_TASKS, pool, similarity
+from wcse.engine.reader import Reading
 from wcse.models.decoder import KVPool
-from wcse.models.load import LoadedModel, load_model
+from wcse.models.load import LoadedModel, load_model, read_config
 from wcse.prompts import render_chat, render_text
-from wcse.types import Finish, Node, WcseError
+from wcse.types import WcseError
 
-Prompt = str | Sequence[int] | Mapping[str, Any]
+__all__ = ["LLM", "CompletionOutput", "PromptInput", "RequestOutput", "pages_in", "to_prompt"]
 
-
-@dataclass(slots=True)
-class CompletionOutput:
-    """One completion. ``finish_reason`` is "stop" or "length"; "error" when its numbers broke down."""
-
-    index: int
-    text: str
-    token_ids: list[int]
-    cumulative_logprob: float
-    logprobs: list[float] | None
-    finish_reason: str
-    stop_reason: str | int | None = None
-
-
-@dataclass(slots=True)
-class RequestOutput:
-    """A prompt and its completions, in index order."""
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput] = field(default_factory=list)
-    finished: bool = True
-    num_cached_tokens: int = 0
+PromptInput = str | Sequence[int] | Mapping[str, Any]
 
 
 class LLM:
@@ -59,6 +48,7 @@ class LLM:
         max_num_seqs: most completions that decode at once.
         max_model_len: cap on prompt and completion together; the model's own limit where None.
         kv_memory: GiB for keys and values.
+        max_logprobs: most log-probabilities that a request may ask for at each token.
 
     Raises:
         WcseError: the model cannot be loaded, or an option is out of range.
@@ -74,8 +64,9 @@ class LLM:
         max_num_seqs: int = 256,
         max_model_len: int | None = None,
         kv_memory: float = 2.0,
+        max_logprobs: int = 20,
     ) -> None:
-        loaded = model if isinstance(model, LoadedModel) else load_model(model, dtype=dtype, device=device)
+        loaded = model if isinstance(model, LoadedModel) else _load(model, dtype, device)
         if max_model_len is not None:
             if not 2 <= max_model_len <= loaded.context:
                 raise WcseError(f"max_model_len={max_model_len}: give a number from 2 to {loaded.context}")
@@ -83,15 +74,25 @@ class LLM:
         self.model = loaded
         self.seed = seed
         self.engine = Engine(loaded, max_rows=max_num_seqs, num_pages=pages_in(loaded, kv_memory))
+        self.backend = Backend(self.engine, max_logprobs=max_logprobs)
         self._requests = 0
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
         return self.model.tokenizer
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What ``generate`` uses when it is given none."""
+        return SamplingParams()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prompts."""
+        self.engine.reclaim()
+        self.engine.runner.tree.evict(self.engine.runner.tree.stats()["total"])
+
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: PromptInput | Sequence[PromptInput],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
@@ -104,7 +105,8 @@ class LLM:
             use_tqdm: show a progress bar.
 
         Raises:
-            WcseError: a prompt is empty or too long, or the numbers of prompts and parameters differ.
+            WcseError: a prompt is empty or too long, a parameter does not fit the model, or the numbers of
+                prompts and parameters differ; nothing was generated.
         """
         many = _as_list(prompts)
         params = sampling_params or SamplingParams()
@@ -113,65 +115,178 @@ class LLM:
             raise WcseError(
                 f"sampling_params: {len(each)} given for {len(many)} prompts; give one, or one for each"
             )
-        requests = [self._submit(prompt, p) for prompt, p in zip(many, each, strict=True)]
-        with tqdm(total=sum(p.n for p in each), disable=not use_tqdm, desc="completions", leave=False) as bar:
-            while self.engine.busy:
-                self.engine.step()
-                bar.update(sum(len(r.outputs) for r in requests) - bar.n)
-        for request in requests:
-            request.outputs.sort(key=lambda output: output.index)
-        return requests
+        finished: list[RequestOutput] = []
+        running: list[Generation] = []
+        try:
+            for prompt, one in zip(many, each, strict=True):
+                running.append(self._start(prompt, one, finished))
+            with tqdm(total=len(many), disable=not use_tqdm, desc="prompts", leave=False) as bar:
+                while self.backend.busy:
+                    self.backend.step()
+                    bar.update(len(finished) - bar.n)
+        except BaseException:
+            for generation in running:
+                if not generation.output.finished:
+                    generation.abort()
+            raise
+        outputs = [generation.output for generation in running]
+        running.clear()
+        self.engine.reclaim()
+        return outputs
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, str]] | Sequence[Sequence[Mapping[str, str]]],
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> list[RequestOutput]:
         """Complete one conversation, or a list of them, through the model's chat template.
+
+        Args:
+            add_generation_prompt: begin the assistant's turn.
+            continue_final_message: go on in the last message instead; turn ``add_generation_prompt`` off.
 
         Raises:
             WcseError: as ``generate``, or the tokenizer has no chat template.
         """
         single = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = [messages] if single else messages
-        prompts = [{"prompt_token_ids": render_chat(self.model.tokenizer, c)} for c in conversations]
+        prompts = [
+            {
+                "prompt_token_ids": render_chat(
+                    self.model.tokenizer,
+                    conversation,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                )
+            }
+            for conversation in conversations
+        ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
-    def _submit(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
-        text, ids = self._render(prompt)
-        name = str(self._requests)
-        seed = self.seed if params.seed is None else params.seed
-        root = self.engine.open(ids, seed=seed, problem=name, params=params, rule=WHOLE)
-        request = RequestOutput(name, text, ids, num_cached_tokens=root.account.reused)
-        self._requests += 1
+    def encode(
+        self,
+        prompts: PromptInput | Sequence[PromptInput],
+        *,
+        pooling_task: str = "token_embed",
+    ) -> list[PoolingRequestOutput]:
+        """What the model's hidden states say of each prompt; ``outputs.data`` is a float32 tensor.
 
-        def on_end(index: int, node: Node) -> None:
-            request.outputs.append(_completion(index, node, params))
+        Args:
+            pooling_task: "token_embed": final-norm states [tokens, hidden size]; "embed": the last of them,
+                normed to length 1; "token_classify": probabilities [tokens, labels] of the model's score
+                head (a PRM's verdict on each token); "classify": the last row of these.
 
-        self.engine.grow(
-            Growth(
-                root, root.node, params.n, 0, to_end=True, greedy=False, on_node=lambda _: None, on_end=on_end
-            )
-        )
-        return request
-
-    def _render(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, Mapping):
-            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
-            if unknown or not prompt:
-                raise WcseError(f"prompt={prompt!r}: give the key 'prompt' or 'prompt_token_ids'")
-            prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
-        if isinstance(prompt, str):
-            return prompt, render_text(self.model.tokenizer, prompt)
-        ids = [int(token) for token in prompt]
-        bad = [token for token in ids if not 0 <= token < self.model.spec.vocab_size]
-        if bad:
+        Raises:
+            WcseError: the task is unknown, the model has no score head, or a prompt does not fit.
+        """
+        if pooling_task not in POOLING_TASKS:
             raise WcseError(
-                f"prompt_token_ids: {bad[0]} is not an id of the {self.model.spec.vocab_size} of this model"
+                f"pooling_task={pooling_task!r} is unknown; use one of {', '.join(POOLING_TASKS)}"
             )
-        return None, ids
+        rendered = [to_prompt(self.model, prompt).ids for prompt in _as_list(prompts)]
+        states = self._states(rendered)
+        results = []
+        for ids, rows in zip(rendered, states, strict=True):
+            data = pool(self.model, rows, pooling_task)
+            results.append(PoolingRequestOutput(str(self._requests), ids, PoolingOutput(data)))
+            self._requests += 1
+        return results
+
+    def score(
+        self, text_1: PromptInput | Sequence[PromptInput], text_2: PromptInput | Sequence[PromptInput]
+    ) -> list[ScoringRequestOutput]:
+        """Cosine similarity of the "embed" states of pairs; one text is paired with all of the other side.
+
+        Raises:
+            WcseError: the numbers of texts do not fit, or a text does not.
+        """
+        left, right = _as_list(text_1), _as_list(text_2)
+        left = left * len(right) if len(left) == 1 else left
+        if len(left) != len(right):
+            raise WcseError(f"text_1 has {len(left)} texts and text_2 {len(right)}; give one, or as many")
+        rendered = [to_prompt(self.model, text).ids for text in (*left, *right)]
+        states = self._states(rendered)
+        pairs = zip(states[: len(left)], states[len(left) :], rendered, strict=False)
+        return [
+            ScoringRequestOutput(str(i), ids, ScoringOutput(similarity(a, b)))
+            for i, (a, b, ids) in enumerate(pairs)
+        ]
+
+    def loglikelihoods(
+        self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[tuple[list[float], bool]]:
+        """(Log-probability of each continuation token, whether all are the most likely ones) of each
+        (context ids, continuation ids). Equal contexts are read once.
+
+        Raises:
+            WcseError: a context or continuation is empty, or they do not fit in the model's context.
+        """
+        found: dict[int, Reading] = {}
+        for i, (context, continuation) in enumerate(requests):
+
+            def done(reading: Reading, i: int = i) -> None:
+                found[i] = reading
+
+            self.backend.reader.submit(context, continuation, done)
+        while self.backend.reader.waiting:
+            self.backend.reader.step()
+        return [(found[i].logprobs, found[i].greedy) for i in range(len(requests))]
+
+    def _states(self, rendered: Sequence[list[int]]) -> list[torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        for i, ids in enumerate(rendered):
+
+            def done(reading: Reading, i: int = i) -> None:
+                found[i] = torch.cat(reading.hidden)
+
+            self.backend.reader.submit((), ids, done, states=True)
+        while self.backend.reader.waiting:
+            self.backend.reader.step()
+        return [found[i] for i in range(len(rendered))]
+
+    def _start(
+        self, prompt: PromptInput, params: SamplingParams, finished: list[RequestOutput]
+    ) -> Generation:
+        name = str(self._requests)
+        generation = Generation(
+            self.backend,
+            name,
+            to_prompt(self.model, prompt),
+            params,
+            seed=self.seed if params.seed is None else params.seed,
+            # Equal prompts get different samples unless the caller fixes the seed.
+            name=name if params.seed is None else "",
+            done=finished.append,
+        )
+        generation.start()
+        self._requests += 1
+        return generation
+
+
+def to_prompt(model: LoadedModel, prompt: PromptInput) -> Prompt:
+    """Token ids of any form of prompt.
+
+    Raises:
+        WcseError: it is of no known form, or an id is not in the vocabulary.
+    """
+    if isinstance(prompt, Mapping):
+        unknown = set(prompt) - {"prompt", "prompt_token_ids"}
+        if unknown or not prompt:
+            raise WcseError(f"prompt={prompt!r}: give the key 'prompt' or 'prompt_token_ids'")
+        prompt = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
+    if isinstance(prompt, str):
+        return Prompt(ids=render_text(model.tokenizer, prompt), text=prompt)
+    ids = [int(token) for token in prompt]
+    bad = [token for token in ids if not 0 <= token < model.spec.vocab_size]
+    if bad:
+        raise WcseError(
+            f"prompt_token_ids: {bad[0]} is not an id of the {model.spec.vocab_size} of this model"
+        )
+    return Prompt(ids=ids)
 
 
 def pages_in(model: LoadedModel, gib: float) -> int:
@@ -186,16 +301,15 @@ def pages_in(model: LoadedModel, gib: float) -> int:
     return min(count, 2**20)
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def _load(model: str | Path, dtype: str, device: str) -> LoadedModel:
+    """A classifier needs no output matrix, and often has none."""
+    kinds = read_config(model).get("architectures") or [""]
+    generates = not str(kinds[0]).endswith(("ForTokenClassification", "ForSequenceClassification"))
+    return load_model(model, dtype=dtype, device=device, lm_head=generates)
+
+
+def _as_list(prompts: PromptInput | Sequence[PromptInput]) -> list[PromptInput]:
     if isinstance(prompts, str | Mapping):
         return [prompts]
     items: list[Any] = list(prompts)
     return [items] if items and isinstance(items[0], int) else items
-
-
-def _completion(index: int, node: Node, params: SamplingParams) -> CompletionOutput:
-    reason = "stop" if node.complete else "error" if node.finish is Finish.ERROR else "length"
-    logprobs = list(node.logprobs) if params.logprobs is not None else None
-    return CompletionOutput(
-        index, node.text, list(node.token_ids), sum(node.logprobs), logprobs, reason, node.stop_reason
-    )

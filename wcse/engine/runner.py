@@ -39,6 +39,7 @@ class Span:
 
     __slots__ = (
         "__weakref__",
+        "base",
         "closed",
         "hidden",
         "kids",
@@ -51,8 +52,11 @@ class Span:
         "tokens",
     )
 
-    def __init__(self, parent: Span | None, tokens: Sequence[int] = (), *, prompt: bool = False) -> None:
+    def __init__(
+        self, parent: Span | None, tokens: Sequence[int] = (), *, prompt: bool = False, base: int = 0
+    ) -> None:
         self.parent = parent
+        self.base = base  # the tree node below which a first span begins: its tenant's
         self.tokens = list(tokens)
         self.start: int = parent.start + len(parent.tokens) if parent else 0
         self.kv = -1
@@ -117,27 +121,32 @@ class Runner:
         self.computed = 0  # tokens put through the decoder so far
         self.room = num_pages  # pages that are free or can be evicted by the tree itself
         self._resident: WeakSet[Span] = WeakSet()
+        self._tenants: dict[str, int] = {}
         self._tick = 0
 
     # -- spans -------------------------------------------------------------------------------------------
 
-    def prompt(self, tokens: Sequence[int]) -> tuple[Span, int]:
-        """A chain of closed spans that holds ``tokens``; stored prefixes are reused.
+    def prompt(self, tokens: Sequence[int], *, tenant: str = "") -> tuple[Span, int]:
+        """A chain of closed spans that holds ``tokens``; prefixes that the same tenant stored are reused.
 
         Returns:
             The last span of the chain, and how many tokens were found in the tree.
         """
-        found, matched = self.tree.match_prefix(np.asarray(tokens, dtype=np.int32))
+        base = self._tenant(tenant)
+        found, matched = self.tree.match_prefix(np.asarray(tokens, dtype=np.int32), base)
+        if found == base and base:
+            self.tree.release(base)  # only what was matched is held
         nodes: list[int] = []
         node = found
-        while node != 0:
+        while node != base:
             nodes.append(node)
             node = self.tree.parent(node)
         span: Span | None = None
         for node in reversed(nodes):
             if node != found:
                 self.tree.retain(node)
-            span = Span(span, tokens[span.depth if span else 0 :][: self.tree.length(node)], prompt=True)
+            own = tokens[span.depth if span else 0 :][: self.tree.length(node)]
+            span = Span(span, own, prompt=True, base=base)
             span.kv, span.n_kv = node, self.tree.length(node)
             if span.parent is not None:
                 span.parent.kids += 1
@@ -148,10 +157,20 @@ class Runner:
             self.release(span)
             span, matched = parent, parent.depth if parent else 0
         for begin in range(matched, len(tokens), PROMPT_BLOCK):
-            span = Span(span, tokens[begin : begin + PROMPT_BLOCK], prompt=True)
+            span = Span(span, tokens[begin : begin + PROMPT_BLOCK], prompt=True, base=base)
         if span is None:
             raise WcseError("prompt: it has no tokens; give a problem with text")
         return span, matched
+
+    def _tenant(self, name: str) -> int:
+        """The empty tree node below which a tenant's prompts lie: what one tenant stored no other can match."""
+        if not name:
+            return 0
+        if name not in self._tenants:
+            node = self.tree.fork(0)
+            self.tree.seal(node)
+            self._tenants[name] = node
+        return self._tenants[name]
 
     def missing(self, span: Span) -> int:
         """Tokens without keys and values on the path to the end of ``span``."""
@@ -286,7 +305,7 @@ class Runner:
         """Give the span a tree node below its parent's."""
         if span.kv >= 0:
             return
-        span.kv = self.tree.fork(span.parent.kv if span.parent else 0)
+        span.kv = self.tree.fork(span.parent.kv if span.parent else span.base)
         self._resident.add(span)
         if span.parent is not None:
             span.parent.kids += 1
