@@ -19,6 +19,7 @@ def render_chat(
     *,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[int]:
     """Token ids of a conversation, ready for the assistant's turn or, on request, inside its last message.
 
@@ -33,6 +34,7 @@ def render_chat(
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            **(template_options or {}),
         )
     except (ValueError, TypeError, KeyError, IndexError, TemplateError) as error:
         raise WcseError(f"chat: the chat template refused the messages: {error}") from error

@@ -44,15 +44,21 @@ class Scorer(Protocol):
         """What the verifier read for this problem."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One search to run: a rendered prompt, and the strategy that grows its tree."""
+    """One search to run: a rendered prompt, and the strategy that grows its tree.
+
+    ``params`` and ``rule`` override the driver's own; ``tenant`` is whose cached prompts it may share.
+    """
 
     name: str
     prompt_ids: list[int]
     problem: str
     strategy: Callable[[Node], Search]
     seed: int
+    params: SamplingParams | None = None
+    rule: StepRule | None = None
+    tenant: str = ""
 
 
 @dataclass(eq=False)
@@ -142,9 +148,9 @@ class Driver:
                 if job is None:
                     more = False
                 else:
-                    self._start(job)
-            yield from self._take_finished()
-            worked = self._advance()
+                    self.submit(job)
+            yield from self.take_finished()
+            worked = self.advance()
             self.on_step()
             if not worked:
                 if not more and not self._finished:
@@ -154,7 +160,7 @@ class Driver:
 
     # -- one turn ----------------------------------------------------------------------------------------
 
-    def _advance(self) -> bool:
+    def advance(self) -> bool:
         """One step of the policy and, when enough waits, of the verifier. False when there was no work."""
         worked = False
         if self.engine.busy:
@@ -190,15 +196,39 @@ class Driver:
 
     # -- searches ----------------------------------------------------------------------------------------
 
-    def _start(self, job: Job) -> None:
+    def submit(self, job: Job) -> Root:
+        """Start a search; ``take_finished`` gives its outcome after enough calls of ``advance``.
+
+        Raises:
+            WcseError: the prompt does not fit, or the strategy asked for something impossible.
+        """
         root = self.engine.open(
-            job.prompt_ids, seed=job.seed, problem=job.name, params=self.params, rule=self.rule
+            job.prompt_ids,
+            seed=job.seed,
+            problem=job.name,
+            params=job.params or self.params,
+            rule=job.rule or self.rule,
+            tenant=job.tenant,
         )
         run = _Running(job, root, job.strategy(root.node))
         self._running[root] = run
-        self._resume(run, None)
+        try:
+            self._resume(run, None)
+        except BaseException:
+            self.abort(root)
+            raise
+        return root
+
+    def abort(self, root: Root) -> None:
+        """Stop a search and free what it holds; it has no outcome."""
+        run = self._running.pop(root, None)
+        if run is not None:
+            self.engine.abort(root)
+            run.search.close()
 
     def _resume(self, run: _Running, result: Any) -> None:
+        if run.root not in self._running:  # aborted while the verifier still read for it
+            return
         try:
             request = run.search.send(result)
         except StopIteration as stop:
@@ -210,7 +240,8 @@ class Driver:
         del self._running[run.root]
         self._finished.append((run, solutions))
 
-    def _take_finished(self) -> list[Outcome]:
+    def take_finished(self) -> list[Outcome]:
+        """The searches that ended since the last call."""
         finished, self._finished = self._finished, []
         return [self._outcome(run, solutions) for run, solutions in finished]
 

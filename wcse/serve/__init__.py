@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: one engine thread, an asynchronous front, searches as models."""

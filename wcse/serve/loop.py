@@ -1,0 +1,174 @@
+"""The engine thread: everything that touches model, KV tree and searches happens here, one step at a time.
+
+The front hands over work and cancels it through a queue; all requests share one batch. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from wcse.engine.driver import Driver, Job, Outcome
+from wcse.engine.generate import Backend
+from wcse.types import WcseError
+
+
+class Work:
+    """A request on its way. The methods run in the engine thread; ``events`` belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[Any] = asyncio.Queue()
+        self._front = asyncio.get_running_loop()
+
+    def start(self, loop: EngineLoop) -> None:
+        """Queue the work.
+
+        Raises:
+            WcseError: it cannot be done; nothing is left behind.
+        """
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Called after every step: send what changed."""
+
+    def abort(self, loop: EngineLoop) -> None:
+        """Stop and free everything."""
+        raise NotImplementedError
+
+    def send(self, event: Any) -> None:
+        """Put an event into ``events``; an exception is a failure, and the last one."""
+        try:
+            self._front.call_soon_threadsafe(self.events.put_nowait, event)
+        except RuntimeError:  # the event loop is closed: nobody listens any more
+            return
+
+
+class EngineLoop:
+    """Runs ``backend`` and ``driver`` in a thread of their own.
+
+    Args:
+        on_step: called in the engine thread after every step.
+    """
+
+    def __init__(
+        self, backend: Backend, driver: Driver, *, on_step: Callable[[], None] = lambda: None
+    ) -> None:
+        self.backend = backend
+        self.driver = driver
+        self.on_step = on_step
+        self.failures = 0
+        self.active: set[Work] = set()
+        self._searches: dict[Job, Callable[[Outcome], None]] = {}
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="wcse-engine", daemon=True)
+
+    # -- any thread --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Abort everything and wait for the thread."""
+        self._commands.put(None)
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, work: Work) -> None:
+        self._commands.put(lambda: self._start(work))
+
+    def cancel(self, work: Work) -> None:
+        """Abort the work if it still runs."""
+        self._commands.put(lambda: self._abort(work))
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function between two steps: swap weights, say."""
+        self._commands.put(function)
+
+    # -- engine thread -----------------------------------------------------------------------------------
+
+    def done(self, work: Work) -> None:
+        """A work has ended by itself."""
+        self.active.discard(work)
+
+    def search(self, job: Job, done: Callable[[Outcome], None]) -> Any:
+        """Start a search; ``done`` hears its outcome."""
+        root = self.driver.submit(job)
+        self._searches[job] = done
+        return root
+
+    def forget(self, job: Job) -> None:
+        self._searches.pop(job, None)
+
+    @property
+    def busy(self) -> bool:
+        scorer = self.driver.scorer
+        return self.backend.busy or (scorer is not None and scorer.waiting > 0)
+
+    def _run(self) -> None:
+        while True:
+            if not self.busy:
+                self.backend.engine.reclaim()
+            if not self._obey():
+                break
+            try:
+                self._step()
+            except Exception as error:  # whatever it was, it must not end the server
+                self._fail_all(error)
+        self._fail_all(WcseError("the server is shutting down"))
+
+    def _obey(self) -> bool:
+        """Run the commands that wait; wait for one when there is no work. False: close."""
+        block = not self.busy
+        while True:
+            try:
+                command = self._commands.get(block=block)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            try:
+                command()
+            except Exception as error:
+                self._fail_all(error)
+            block = False
+
+    def _step(self) -> None:
+        self.driver.advance()
+        if self.backend.reader.waiting:
+            self.backend.reader.step()
+        for outcome in self.driver.take_finished():
+            done = self._searches.pop(outcome.job, None)
+            if done is not None:
+                done(outcome)
+        for work in list(self.active):
+            work.flush()
+        self.on_step()
+
+    def _start(self, work: Work) -> None:
+        self.active.add(work)
+        try:
+            work.start(self)
+        except WcseError as error:
+            self.active.discard(work)
+            work.send(error)
+
+    def _abort(self, work: Work) -> None:
+        if work in self.active:
+            self.active.discard(work)
+            work.abort(self)
+            self.backend.engine.reclaim()
+
+    def _fail_all(self, error: Exception) -> None:
+        """The state of a broken step is unknown: everything that took part ends, and its memory is freed."""
+        self.failures += not isinstance(error, WcseError)
+        for work in list(self.active):
+            self._abort(work)
+            work.send(error)
+        self.backend.engine.runner.tree.settle()
+        self.backend.engine.reclaim()

@@ -1,0 +1,218 @@
+"""The state of a server: model, engine thread, admission, metrics, and what every endpoint needs of them."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from wcse.answers import MathPool
+from wcse.engine.driver import Driver, Scorer
+from wcse.engine.engine import Engine
+from wcse.engine.generate import Backend, Prompt
+from wcse.engine.llm import pages_in, to_prompt
+from wcse.engine.params import SamplingParams, StepRule
+from wcse.models.load import LoadedModel, load_model
+from wcse.prompts import render_chat
+from wcse.recipe import SHARED
+from wcse.reward.load import load_prm, load_shared_head
+from wcse.serve.admission import Admission, Cost, Limits
+from wcse.serve.body import read_object
+from wcse.serve.errors import ApiError, bad
+from wcse.serve.fields import as_api_error, check_names
+from wcse.serve.loop import EngineLoop
+from wcse.serve.metrics import Metrics
+from wcse.serve.search import Plan, make_plan, parse_alias, split_model
+from wcse.types import WcseError
+
+MOST_CHARS = 32
+"""A prompt with more characters than this for each token of the context cannot fit; it is not even tokenised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """How a server runs.
+
+    Args:
+        model: the policy, as for ``LLM``.
+        name: what clients call it; None: its own name.
+        prm: verifier, as in a recipe; None: only searches without one.
+        keys: accepted API keys; none: callers on this machine only.
+        structured: take JSON schemas and grammars from requests.
+        delimiter: what ends a step of a search.
+    """
+
+    model: str
+    name: str | None = None
+    prm: str | None = None
+    prm_family: str | None = None
+    keys: tuple[str, ...] = ()
+    seed: int = 0
+    max_num_seqs: int = 256
+    max_model_len: int | None = None
+    kv_memory: float = 2.0
+    max_logprobs: int = 20
+    structured: bool = False
+    delimiter: str = "\n\n"
+    limits: Limits = field(default_factory=Limits)
+
+
+class Service:
+    """A model being served. ``close`` ends the engine thread."""
+
+    def __init__(self, config: ServeConfig, model: LoadedModel | None = None) -> None:
+        """Load everything; ``model`` saves the loading where it is in memory already.
+
+        Raises:
+            WcseError: model or verifier cannot be loaded, or an option is out of range.
+        """
+        self.config = config
+        self.model = _shortened(model or load_model(config.model), config.max_model_len)
+        self.name = config.name or self.model.name
+        pages = pages_in(self.model, config.kv_memory)
+        self.engine = Engine(self.model, max_rows=config.max_num_seqs, num_pages=pages)
+        self.backend = Backend(self.engine, max_logprobs=config.max_logprobs)
+        self.scorer = _scorer(config, self.engine)
+        driver = Driver(self.engine, self.scorer, params=SamplingParams(), rule=StepRule(config.delimiter))
+        self.loop = EngineLoop(self.backend, driver)
+        # Some pages stay for the prompts' partly filled blocks.
+        self.admission = Admission(
+            config.limits, context=self.model.context, path_tokens=max(16, pages - 8) * 16
+        )
+        self.metrics = Metrics(self.name)
+        self.judge = MathPool()
+        self.started = int(time.time())
+        self._count = itertools.count()
+        self._session = secrets.token_hex(4)
+
+    def start(self) -> None:
+        self.loop.start()
+
+    def close(self) -> None:
+        self.loop.close()
+        self.judge.close()
+
+    # -- requests ----------------------------------------------------------------------------------------
+
+    def next_name(self) -> str:
+        """A name no other request has: ids and unseeded random numbers come from it."""
+        return f"{self._session}-{next(self._count)}"
+
+    async def body(self, request: Request, known: Sequence[str]) -> dict[str, Any]:
+        """The request's known fields.
+
+        Raises:
+            ApiError: the body is not acceptable, or has unknown fields.
+        """
+        raw = await read_object(request, self.config.limits.body_bytes)
+        lenient = request.headers.get("x-wcse-ignore-unknown", "").lower() in ("1", "true")
+        return check_names(raw, known, lenient=lenient)
+
+    def tenant(self, request: Request) -> str:
+        """Whose cached prompts a request may share: its key's, "" without keys."""
+        return str(request.scope.get("state", {}).get("tenant", ""))
+
+    def plan(self, body: Mapping[str, Any]) -> tuple[str, Plan | None]:
+        """The model's name for the reply, and the search that name or ``search`` ask for.
+
+        Raises:
+            ApiError: 404 for another model, 400 for a bad search.
+        """
+        asked = body.get("model", self.name)
+        if not isinstance(asked, str):
+            raise bad("model", "model must be a string")
+        name, alias = (asked, None) if asked == self.name else split_model(asked)
+        if name != self.name:
+            raise ApiError(
+                404,
+                f"the model {asked[:128]!r} does not exist here; there is {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+        settings = (parse_alias(alias) if alias else {}) | dict(body.get("search") or {})
+        if not settings:
+            return self.name, None
+        agg = self.scorer.default_agg if self.scorer else None
+        return asked, make_plan(settings, default_agg=agg, param="search" if body.get("search") else "model")
+
+    async def prompt(self, value: str | list[int]) -> Prompt:
+        """Token ids of a prompt; long text is tokenised beside the event loop.
+
+        Raises:
+            ApiError: it is empty, too long, or holds ids that the model does not have.
+        """
+        if len(value) > (MOST_CHARS if isinstance(value, str) else 1) * self.model.context:
+            raise self._too_long(len(value))
+        try:
+            prompt = await run_in_threadpool(to_prompt, self.model, value)
+        except WcseError as error:
+            raise as_api_error(error, "prompt") from None
+        return self._checked(prompt, "prompt")
+
+    async def conversation(self, messages: list[dict[str, str]], switches: Mapping[str, Any]) -> Prompt:
+        """Token ids of a conversation under the model's own template.
+
+        Raises:
+            ApiError: the template refuses it, or it is too long.
+        """
+        if sum(len(m["content"]) for m in messages) > MOST_CHARS * self.model.context:
+            raise self._too_long(sum(len(m["content"]) for m in messages))
+        try:
+            ids = await run_in_threadpool(render_chat, self.model.tokenizer, messages, **switches)
+        except WcseError as error:
+            raise as_api_error(error, "messages") from None
+        return self._checked(Prompt(ids=ids), "messages")
+
+    def cost(self, prompts: Sequence[Prompt], params: SamplingParams, plan: Plan | None = None) -> Cost:
+        """What the request may take at most."""
+        each = plan.config.n if plan else params.draws
+        width = self.model.spec.vocab_size if params.logprobs == -1 else params.logprobs or 0
+        return Cost(
+            prompt_tokens=sum(len(p.ids) for p in prompts),
+            choices=each * len(prompts),
+            new_tokens=params.most_tokens,
+            logprobs=width,
+            longest=max(len(p.ids) for p in prompts),
+        )
+
+    def _checked(self, prompt: Prompt, param: str) -> Prompt:
+        if not prompt.ids:
+            raise bad(param, f"{param} has no tokens")
+        if len(prompt.ids) >= self.model.context:
+            raise bad(
+                param,
+                f"the prompt has {len(prompt.ids)} tokens and the model's context is {self.model.context}",
+                "context_length_exceeded",
+            )
+        return prompt
+
+    def _too_long(self, length: int) -> ApiError:
+        return bad(
+            "prompt",
+            f"a prompt of length {length} cannot fit in the model's context of {self.model.context} tokens",
+            "context_length_exceeded",
+        )
+
+
+def _shortened(model: LoadedModel, length: int | None) -> LoadedModel:
+    from dataclasses import replace
+
+    if length is None:
+        return model
+    if not 2 <= length <= model.context:
+        raise WcseError(f"max_model_len={length}: give a number from 2 to {model.context}")
+    return replace(model, context=length)
+
+
+def _scorer(config: ServeConfig, engine: Engine) -> Scorer | None:
+    if config.prm is None:
+        return None
+    if config.prm == SHARED:
+        return load_shared_head(engine)
+    return load_prm(config.prm, kv_memory=config.kv_memory, family=config.prm_family)
