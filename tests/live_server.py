@@ -40,7 +40,7 @@ class Live:
             connection.close()
         found = {name.lower(): value for name, value in reply.getheaders()}
         is_json = found.get("content-type", "").startswith("application/json")
-        return reply.status, found, json.loads(raw) if is_json else raw.decode()
+        return reply.status, found, json.loads(raw) if is_json and raw else raw.decode()
 
     def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
         status, _, reply = self.call("POST", path, body, headers)

@@ -30,7 +30,8 @@ LAYERS = (
     ("problems", "recipe", "models"),
     ("engine", "data", "report"),
     ("reward",),
-    ("solve",),
+    ("solve", "serve"),
+    ("adapters",),
     ("cli",),
 )
 FREE = {"zoo", "_core"}  # models and their training scripts use every layer; only path() is used from below

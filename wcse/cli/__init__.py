@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wcse.cli import prm, solve
+from wcse.cli import prm, serve, solve
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
 from wcse.types import WcseError
 
-COMMANDS: tuple[Command, ...] = (*solve.COMMANDS, *prm.COMMANDS)
+COMMANDS: tuple[Command, ...] = (*solve.COMMANDS, *serve.COMMANDS, *prm.COMMANDS)
 
 GROUPS: dict[str, str] = {"prm": "process reward models by themselves"}
 """What a group of commands is about, by its first word."""

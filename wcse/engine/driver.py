@@ -43,6 +43,9 @@ class Scorer(Protocol):
     def account(self, root: Root) -> Account:
         """What the verifier read for this problem."""
 
+    def abort(self, root: Root) -> None:
+        """Forget the problem's queued nodes; their ``done`` is not called."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
@@ -224,6 +227,8 @@ class Driver:
         run = self._running.pop(root, None)
         if run is not None:
             self.engine.abort(root)
+            if self.scorer is not None:
+                self.scorer.abort(root)
             run.search.close()
 
     def _resume(self, run: _Running, result: Any) -> None:

@@ -479,6 +479,15 @@ class Engine:
         self._fills = deque(fill for fill in self._fills if fill.root is not root)
         self._growing = deque(growth for growth in self._growing if growth.root is not root)
 
+    def reset(self) -> None:
+        """Forget all work and everything stored. For a step that broke off: nothing it touched can be trusted."""
+        for root in {row.growth.root for row in self.rows} | {fill.root for fill in self._fills}:
+            self.abort(root)
+        self._growing.clear()
+        self._filling.clear()
+        self.runner.reset()
+        self.reclaim()
+
     def _forget(self, row: Row) -> None:
         self.matcher.close(row.slot)
         self._filling.pop(row.span, None)

@@ -93,6 +93,11 @@ class Reader:
             self._queue.remove(reading)
             self._drop(reading)
 
+    def reset(self) -> None:
+        """Forget everything queued."""
+        for reading in list(self._queue):
+            self.cancel(reading)
+
     @property
     def waiting(self) -> int:
         """Readings that are queued."""

@@ -194,6 +194,15 @@ class Runner:
         if span.parent is not None:
             span.parent.kids -= 1
 
+    def reset(self) -> None:
+        """Forget every stored key and value; spans that are in use are read again."""
+        self.tree.settle()
+        for span in sorted(self._resident, key=lambda s: s.start, reverse=True):
+            self.release(span)
+            span.hidden = None
+        self.tree.evict(self.tree.stats()["total"])
+        self._refresh_room()
+
     def evict_idle(self, need: int, busy: Iterable[Span]) -> bool:
         """Drop spans that no running work stands on, least recently used first, until ``need`` pages are free."""
         active = set()

@@ -83,7 +83,8 @@ class GrammarCompiler:
         try:
             if kind == "json":
                 schema = value if isinstance(value, str) else json.dumps(value)
-                text = matcher_class.grammar_from_json_schema(schema)
+                # Free whitespace is where weak models get lost: they can write it for ever.
+                text = matcher_class.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
             elif kind == "regex":
                 text = matcher_class.grammar_from_regex(value)
             elif kind == "choice":

@@ -39,13 +39,13 @@ class SharedHead:
         self.engine = engine
         self.head = head
         self.default_agg = default_agg
-        self._queue: list[tuple[torch.Tensor, Done]] = []
+        self._queue: list[tuple[Root, torch.Tensor, Done]] = []
 
     def submit(self, root: Root, problem: str, node: Node, done: Done) -> None:
         if blank(node):
             done(None)
         else:
-            self.engine.fill(root, node, lambda hidden: self._queue.append((hidden, done)))
+            self.engine.fill(root, node, lambda hidden: self._queue.append((root, hidden, done)))
 
     @property
     def waiting(self) -> int:
@@ -53,13 +53,17 @@ class SharedHead:
 
     def step(self) -> None:
         queue, self._queue = self._queue, []
-        scores = self.head(join_rows([hidden[None] for hidden, _ in queue])).tolist()
-        for (_, done), score in zip(queue, scores, strict=True):
+        scores = self.head(join_rows([hidden[None] for _, hidden, _ in queue])).tolist()
+        for (_, _, done), score in zip(queue, scores, strict=True):
             done(score)
 
     def account(self, root: Root) -> Account:
         """Always empty: the policy's tokens are counted with the policy."""
         return Account()
+
+    def abort(self, root: Root) -> None:
+        """Forget what is queued for a problem."""
+        self._queue = [entry for entry in self._queue if entry[0] is not root]
 
 
 @dataclass(eq=False)
@@ -203,6 +207,14 @@ class SeparatePRM:
         mirror = self._mirrors.get(root)
         return mirror.account if mirror else Account()
 
+    def abort(self, root: Root) -> None:
+        """Forget what is queued for a problem and free its pages; those of its prompt stay cached."""
+        account = self.account(root)
+        gone = [reading for reading in self._queue if reading.account is account]
+        self._queue = [reading for reading in self._queue if reading.account is not account]
+        for reading in gone:
+            self.runner.release(reading.span)
+
     def _need(self, reading: _Reading) -> int:
         return self.runner.missing(reading.span) // 16 + 2
 
@@ -289,3 +301,8 @@ class ImplicitPRM:
         """Tokens of both models."""
         mine, other = self.model.account(root), self.reference.account(root)
         return Account(mine.computed + other.computed, mine.reused + other.reused)
+
+    def abort(self, root: Root) -> None:
+        """Forget what is queued for a problem, in both models."""
+        self.model.abort(root)
+        self.reference.abort(root)

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from wcse.serve.errors import ApiError
+from wcse.serve.errors import ApiError, bad
 
 MAX_DEPTH = 32
 MAX_SECONDS = 30.0
@@ -50,9 +50,9 @@ def parse(raw: bytes) -> dict[str, Any]:
     try:
         value = json.loads(
             raw.decode("utf-8"),
-            parse_constant=_refuse_constant,
+            parse_constant=lambda _: _NOT_FINITE,
             parse_float=_finite,
-            object_pairs_hook=_distinct,
+            object_pairs_hook=_object,
         )
     except UnicodeDecodeError:
         raise ApiError(400, "the body is not valid UTF-8") from None
@@ -66,27 +66,30 @@ def parse(raw: bytes) -> dict[str, Any]:
     return value
 
 
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+_NOT_FINITE = object()
+"""Stands for NaN, Infinity and numbers beyond a double, until the field that holds it is known."""
 
 
-def _finite(text: str) -> float:
+def _finite(text: str) -> Any:
     value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is out of range")
-    return value
+    return value if math.isfinite(value) else _NOT_FINITE
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name is given twice in one object")
+    for name, value in pairs:
+        if value is _NOT_FINITE:
+            raise bad(name[:64], f"{name[:64]!r} is not a finite number")
     return found
 
 
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
+        if any(isinstance(part, list) and _NOT_FINITE in part for part in level):
+            raise ApiError(400, "a list holds a number that is not finite")
         level = [
             item
             for part in level

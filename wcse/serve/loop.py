@@ -16,6 +16,10 @@ from wcse.engine.generate import Backend
 from wcse.types import WcseError
 
 
+class Stopped(Exception):
+    """The engine gave up on everything that ran; it may well work again at once."""
+
+
 class Work:
     """A request on its way. The methods run in the engine thread; ``events`` belongs to the event loop."""
 
@@ -120,7 +124,7 @@ class EngineLoop:
                 self._step()
             except Exception as error:  # whatever it was, it must not end the server
                 self._fail_all(error)
-        self._fail_all(WcseError("the server is shutting down"))
+        self._fail_all(Stopped("the server is shutting down"))
 
     def _obey(self) -> bool:
         """Run the commands that wait; wait for one when there is no work. False: close."""
@@ -166,9 +170,11 @@ class EngineLoop:
 
     def _fail_all(self, error: Exception) -> None:
         """The state of a broken step is unknown: everything that took part ends, and its memory is freed."""
-        self.failures += not isinstance(error, WcseError)
+        self.failures += not isinstance(error, Stopped)
+        # A mistake of one user found this deep (no memory for one path) is not the others' mistake.
+        shown = Stopped("the engine ran out of memory") if isinstance(error, WcseError) else error
         for work in list(self.active):
             self._abort(work)
-            work.send(error)
-        self.backend.engine.runner.tree.settle()
-        self.backend.engine.reclaim()
+            work.send(shown)
+        self.backend.reader.reset()
+        self.backend.engine.reset()

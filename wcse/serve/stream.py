@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from wcse.serve.errors import ApiError, dumps
 from wcse.serve.fields import as_api_error
-from wcse.serve.loop import EngineLoop, Work
+from wcse.serve.loop import EngineLoop, Stopped, Work
 from wcse.types import WcseError
 
 
@@ -42,6 +42,8 @@ async def events(work: Work, loop: EngineLoop, receive: Receive) -> AsyncIterato
             event = item.result()
             if isinstance(event, WcseError):
                 raise as_api_error(event)
+            if isinstance(event, Stopped):
+                raise ApiError(503, str(event), headers={"Retry-After": "1"})
             if isinstance(event, Exception):
                 raise ApiError(500, "the engine failed on this request; others were stopped with it")
             yield event

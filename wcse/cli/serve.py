@@ -1,0 +1,88 @@
+"""``wcse serve``: the OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from wcse.cli.command import Command, Options
+from wcse.types import WcseError
+
+KEY_VARIABLE = "WCSE_API_KEY"
+
+
+def serve(options: Options) -> int:
+    """Load the models and serve until interrupted."""
+    try:
+        from wcse.serve.app import run
+        from wcse.serve.service import ServeConfig
+    except ImportError as error:
+        raise WcseError(f"wcse serve needs {error.name}: pip install 'wcse[serve]'") from None
+
+    options = dict(options)
+    host, port = options.pop("host", "127.0.0.1"), options.pop("port", 8000)
+    if not 1 <= port <= 65535:
+        raise WcseError(f"port={port}: give a number from 1 to 65535")
+    keys = _keys(options.pop("api_key_file", None))
+    if options.pop("quiet", False):
+        run(ServeConfig(keys=keys, **options), host=host, port=port, ready=lambda _: None)
+    else:
+        run(ServeConfig(keys=keys, **options), host=host, port=port, ready=_announce)
+    return 0
+
+
+def _announce(address: str) -> None:
+    print(f"wcse: serving at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+
+
+def _keys(path: str | None) -> tuple[str, ...]:
+    """The keys of the file, one a line, and of the environment. Not of the command line, which others can see."""
+    keys = [os.environ.get(KEY_VARIABLE, "")]
+    if path is not None:
+        try:
+            keys += Path(path).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise WcseError(f"api_key_file={path!r} cannot be read: {error.strerror}") from None
+    found = tuple(dict.fromkeys(key.strip() for key in keys if key.strip()))
+    if path is not None and not found:
+        raise WcseError(f"api_key_file={path!r} holds no key; write one a line")
+    return found
+
+
+_SERVE = (
+    ("policy", {"dest": "model", "metavar": "P", "help": "model: folder, .gguf file, tiny-wc, or hub id"}),
+    ("name", {"metavar": "NAME", "help": "what clients call the model (default: its own name)"}),
+    (
+        "prm",
+        {"metavar": "R", "help": "verifier for searches: a model, or 'shared' for the policy's own head"},
+    ),
+    ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
+    ("host", {"metavar": "H", "help": "address to listen on (default 127.0.0.1; others need a key)"}),
+    ("port", {"type": int, "metavar": "N", "help": "port (default 8000)"}),
+    ("api-key-file", {"metavar": "FILE", "help": f"accepted keys, one a line; also ${KEY_VARIABLE}"}),
+    ("seed", {"type": int, "metavar": "S", "help": "seed of searches without one (default 0)"}),
+    (
+        "max-num-seqs",
+        {"type": int, "metavar": "ROWS", "help": "most completions written at once (default 256)"},
+    ),
+    ("max-model-len", {"type": int, "metavar": "K", "help": "most tokens of prompt and completion"}),
+    ("kv-memory", {"type": float, "metavar": "GIB", "help": "memory for keys and values (default 2)"}),
+    ("max-logprobs", {"type": int, "metavar": "K", "help": "most log-probabilities a token (default 20)"}),
+    (
+        "structured-outputs",
+        {"dest": "structured", "action": "store_true", "help": "take schemas and grammars"},
+    ),
+    ("quiet", {"action": "store_true", "help": "say nothing"}),
+)
+
+COMMANDS = (
+    Command(
+        "serve",
+        "serve a model and its searches in OpenAI's form",
+        serve,
+        _SERVE,
+        needs=("policy",),
+        epilog="Searches are models too: NAME@majority-n32, NAME@dvts-n16-m4; see /v1/models.",
+    ),
+)
