@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary, finalize
 
 import numpy as np
@@ -21,6 +21,7 @@ from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.rules import Guide, Rules, make_rules
 from wcse.engine.runner import PAGE, KVMemoryError, Runner, Span, Work, pages
 from wcse.kernels.copies import join_rows, take_rows
+from wcse.models.decoder import Decoder
 from wcse.models.load import LoadedModel
 from wcse.rng import node_key
 from wcse.tokens import decode, token_bytes
@@ -487,6 +488,21 @@ class Engine:
         self._filling.clear()
         self.runner.reset()
         self.reclaim()
+
+    def swap(self, decoder: Decoder) -> None:
+        """Go on with other weights of the same shape, as between two steps of training.
+
+        Raises:
+            WcseError: work is running, or the model is of another shape.
+        """
+        if self.busy:
+            raise WcseError("weights: work is running; swap them between two requests")
+        if decoder.spec != self.model.spec:
+            raise WcseError("weights: they are of a model of another shape; load it as a model of its own")
+        self.reclaim()
+        self.runner.reset()
+        self.runner.decoder = decoder
+        self.model = replace(self.model, decoder=decoder)
 
     def _forget(self, row: Row) -> None:
         self.matcher.close(row.slot)

@@ -27,8 +27,9 @@ from wcse.engine.outputs import (
 from wcse.engine.params import SamplingParams
 from wcse.engine.pooling import POOLING_TASKS, pool, similarity
 from wcse.engine.reader import Reading
-from wcse.models.decoder import KVPool
+from wcse.models.decoder import Decoder, KVPool
 from wcse.models.load import LoadedModel, load_model, read_config
+from wcse.models.weights import Weights, canonical_names
 from wcse.prompts import render_chat, render_text
 from wcse.types import WcseError
 
@@ -89,6 +90,15 @@ class LLM:
         """Forget cached prompts."""
         self.engine.reclaim()
         self.engine.runner.tree.evict(self.engine.runner.tree.stats()["total"])
+
+    def load_weights(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Replace the weights by those of a ``state_dict`` of the same model; cached prompts are forgotten.
+
+        Raises:
+            WcseError: a tensor is missing or of another shape, or work is running.
+        """
+        swap_weights(self.engine, tensors)
+        self.model = self.engine.model
 
     def generate(
         self,
@@ -265,6 +275,20 @@ class LLM:
         generation.start()
         self._requests += 1
         return generation
+
+
+def swap_weights(engine: Engine, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Replace an engine's weights by those of a ``state_dict``.
+
+    Raises:
+        WcseError: as ``LLM.load_weights``.
+    """
+    adapters = [name for name in tensors if "lora_" in name]
+    if adapters:
+        raise WcseError(f"weights: {adapters[0]} belongs to an adapter; merge it into the model first")
+    names = canonical_names(list(tensors), "weights")
+    weights = Weights.of({names[name]: tensor for name, tensor in tensors.items()})
+    engine.swap(Decoder(engine.model.spec, weights))
 
 
 def to_prompt(model: LoadedModel, prompt: PromptInput) -> Prompt:

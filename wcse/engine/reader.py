@@ -40,8 +40,8 @@ class Reading:
     tops: list[Top] = field(default_factory=list)  # one for each of ``tokens``
     hidden: list[torch.Tensor] = field(default_factory=list)  # [tokens of one batch, hidden size] each
     span: Span | None = None
-    counted: int = 0
-    before: torch.Tensor | None = None  # hidden state before the next token to count
+    counted: int = 0  # tokens of the span whose states were taken in
+    begun: bool = False  # its first token was predicted, from the state after the context
 
     @property
     def logprobs(self) -> list[float]:
@@ -79,7 +79,7 @@ class Reader:
         total = len(context) + len(tokens)
         if not tokens or not (context or states):
             raise WcseError("text: it has no tokens to read; give at least a token before those to score")
-        if total > self.engine.model.context:
+        if total - (not states) > self.engine.model.context:  # the last token is predicted, not read
             raise WcseError(
                 f"text: it has {total} tokens and the model's context is {self.engine.model.context}; shorten it"
             )
@@ -113,20 +113,23 @@ class Reader:
         work = runner.begin()
         touched: list[Reading] = []
         finished: list[Reading] = []
+        stuck = False
         for reading in list(self._queue):
             span, before = self._span(reading), work.tokens
             above = span.parent
             if above is not None and above in work.spans:
                 continue  # the state after its context is known when this batch has run
             first = above if above is not None and above.hidden is None else span
-            whole = runner.store(work, first, READ_TOKENS - before)
-            if first is span and work.tokens > before:
+            whole = first is span and not span.tokens  # a single token: the context's state predicts it
+            whole = whole or runner.store(work, first, READ_TOKENS - before)
+            if first is span:
                 touched.append(reading)
             if not whole:
+                stuck = work.tokens == 0
                 break
             if first is span:
                 finished.append(reading)
-        if not work.tokens and self._queue:
+        if stuck and not finished:
             if self._make_room(self._queue[0]):
                 self.step()
             return
@@ -139,35 +142,49 @@ class Reader:
 
     def _run(self, work: Work, touched: list[Reading]) -> None:
         states = self.engine.runner.run(work, every_row=True)
-        by_span = {reading.span: reading for reading in touched}
+        rows_of: dict[Span, torch.Tensor] = {}
         begin = 0
         for span, count in zip(work.spans, work.counts, strict=True):
-            rows, begin = states[begin : begin + count], begin + count
-            if span in by_span:
-                self._count(by_span[span], rows, span.n_kv - count)
-            elif span.n_kv == len(span.tokens):
+            rows_of[span] = states[begin : begin + count]
+            begin += count
+        wanted: list[tuple[Reading, torch.Tensor]] = []
+        for reading in touched:
+            assert reading.span is not None
+            wanted += self._take(reading, rows_of.pop(reading.span, None))
+        for span, rows in rows_of.items():  # contexts
+            if span.n_kv == len(span.tokens):
                 span.hidden = rows[-1].clone()
+        for begin in range(0, len(wanted), TOP_ROWS):
+            self._predict(wanted[begin : begin + TOP_ROWS])
 
-    def _count(self, reading: Reading, rows: torch.Tensor, first: int) -> None:
-        """Take in the states of tokens ``first ..`` of a reading; those seen before an eviction are skipped."""
-        skip = reading.counted - first
-        if skip >= len(rows):
-            return
-        rows = rows[max(skip, 0) :]
-        tokens = reading.tokens[reading.counted : reading.counted + len(rows)]
-        reading.counted += len(rows)
+    def _take(self, reading: Reading, rows: torch.Tensor | None) -> list[tuple[Reading, torch.Tensor]]:
+        """The new states of a reading that predict one of its tokens each; those seen before are skipped."""
+        span, found = reading.span, []
+        assert span is not None
+        if not reading.begun and not reading.states:
+            assert span.parent is not None and span.parent.hidden is not None
+            found.append((reading, span.parent.hidden))
+        reading.begun = True
+        if rows is None:
+            return found
+        new = rows[max(0, reading.counted - (span.n_kv - len(rows))) :]
+        reading.counted += len(new)
         if reading.states:
-            reading.hidden.append(rows.clone())
-            return
-        assert reading.span is not None and reading.span.parent is not None
-        last = reading.before if reading.before is not None else reading.span.parent.hidden
-        assert last is not None
-        predicting = torch.cat([last[None], rows[:-1]])
-        reading.before = rows[-1].clone()
-        for begin in range(0, len(rows), TOP_ROWS):
-            logits = self.engine.model.decoder.logits(predicting[begin : begin + TOP_ROWS])
-            part = tokens[begin : begin + TOP_ROWS]
-            reading.tops += top_logprobs(logits, part, [reading.top] * len(part))
+            reading.hidden.append(new.clone())
+            return found
+        return found + [(reading, row) for row in new]
+
+    def _predict(self, wanted: list[tuple[Reading, torch.Tensor]]) -> None:
+        logits = self.engine.model.decoder.logits(torch.stack([state for _, state in wanted]))
+        # Each row predicts the token that its reading has not got yet; a reading may have several rows here.
+        ahead: dict[Reading, int] = {}
+        tokens = []
+        for reading, _ in wanted:
+            tokens.append(reading.tokens[len(reading.tops) + ahead.get(reading, 0)])
+            ahead[reading] = ahead.get(reading, 0) + 1
+        tops = top_logprobs(logits, tokens, [reading.top for reading, _ in wanted])
+        for (reading, _), top in zip(wanted, tops, strict=True):
+            reading.tops.append(top)
 
     def _span(self, reading: Reading) -> Span:
         if reading.span is None:
@@ -178,7 +195,7 @@ class Reader:
                     parent = Span(None, reading.context)
                     parent.closed = True
                     self._contexts[reading.context] = parent
-            reading.span = Span(parent, reading.tokens)
+            reading.span = Span(parent, reading.tokens if reading.states else reading.tokens[:-1])
             reading.span.closed = True
         return reading.span
 

@@ -1,0 +1,149 @@
+"""Adapters that need no other tool: rollouts, weights swapped in place, asynchronous calls, the vLLM shim."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from wcse import zoo
+from wcse.adapters.async_llm import AsyncLLM
+from wcse.adapters.rollouts import rollouts
+from wcse.adapters.trl_rollout import TrlRollout
+from wcse.engine.driver import Driver, Job
+from wcse.engine.engine import Engine
+from wcse.engine.llm import LLM
+from wcse.engine.params import SamplingParams, StepRule
+from wcse.models.load import LoadedModel, load_model
+from wcse.reward.load import load_shared_head
+from wcse.search import STRATEGIES, SearchConfig
+from wcse.types import Node, Search, WcseError
+
+QUESTION = [{"role": "user", "content": "Calculate 17 + 25."}]
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model("tiny-wc")
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return AutoModelForCausalLM.from_pretrained(zoo.path("tiny-wc"), dtype=torch.float32)
+
+
+def test_rollouts_are_exact(model: LoadedModel, reference: Any) -> None:
+    engine = Engine(model, num_pages=2048)
+    config = SearchConfig(n=8, beam_width=2, num_iterations=4, agg_strategy="last")
+
+    def search(root: Node) -> Search:
+        return STRATEGIES["beam_search"].run(root, config)
+
+    driver = Driver(engine, load_shared_head(engine), params=SamplingParams(max_tokens=60), rule=StepRule())
+    ids = model.tokenizer.encode("Calculate 17 + 25 + 3.")
+    (outcome,) = driver.run([Job("p", ids, "Calculate 17 + 25 + 3.", search, 1)])
+    found = rollouts(outcome)
+    assert len(found) == len(outcome.solutions) > 1 and found[0].shared_tokens == 0
+    seen: list[list[int]] = []
+    for rollout in found:
+        written = rollout.completion_ids
+        truth = reference(torch.tensor([ids + written])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        want = truth.gather(1, torch.tensor(written)[:, None])[:, 0]
+        assert rollout.prompt_ids == ids
+        assert rollout.logprobs == pytest.approx(want.tolist(), abs=1e-4)
+        assert rollout.step_ends[-1] == len(written) and len(rollout.step_scores) == len(rollout.step_ends)
+        shared = rollout.shared_tokens
+        assert shared == 0 or any(other[:shared] == written[:shared] for other in seen)
+        seen.append(written)
+        assert json.loads(json.dumps(rollout.to_json()))["completion_ids"] == written
+
+
+def test_weights_are_swapped_in_place(model: LoadedModel, reference: Any) -> None:
+    llm = LLM(model, kv_memory=0.1)
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    prompt = "The cake is in the oven. " * 20
+    before = llm.generate(prompt, params, use_tqdm=False)[0]
+    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    state["model.norm.weight"] = -state["model.norm.weight"]
+    llm.load_weights(state)
+    changed = llm.generate(prompt, params, use_tqdm=False)[0]
+    assert changed.num_cached_tokens == 0, "keys and values of the old weights are gone"
+    assert changed.outputs[0].token_ids != before.outputs[0].token_ids
+    llm.load_weights(reference.state_dict())
+    again = llm.generate(prompt, params, use_tqdm=False)[0]
+    assert again.outputs[0].token_ids == before.outputs[0].token_ids
+    with pytest.raises(WcseError, match=r"norm\.weight"):
+        llm.load_weights({k: v for k, v in state.items() if k != "model.norm.weight"})
+    with pytest.raises(WcseError, match="merge it"):
+        llm.load_weights({"model.lora_A": state["model.norm.weight"]})
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_trl_rollout_keeps_the_order_of_prompts(model: LoadedModel, copies: int) -> None:
+    args = SimpleNamespace(temperature=1.0, max_completion_length=16)
+    trainer = SimpleNamespace(args=args, state=SimpleNamespace(global_step=0))
+    rollout = TrlRollout(model, prm="shared", kv_memory=0.1)
+    prompts: list[Any] = [[{"role": "user", "content": f"Calculate {a} + 1."}] for a in range(3)]
+    batch = [prompt for prompt in prompts for _ in range(copies)]
+    found = rollout(batch, trainer)
+    lengths = {key: len(value) for key, value in found.items()}
+    assert set(lengths.values()) == {3 * copies}
+    for i, ids in enumerate(found["prompt_ids"]):
+        assert model.tokenizer.decode(ids).count(f"Calculate {i // copies} + 1.") == 1
+        assert len(found["logprobs"][i]) == len(found["completion_ids"][i])
+    assert all(0 <= score <= 1 for row in found["step_scores"] for score in row if score is not None)
+
+
+def test_async_calls_share_the_batch(model: LoadedModel) -> None:
+    params = SamplingParams(max_tokens=12, seed=2)
+    offline = LLM(model, kv_memory=0.1).chat(QUESTION, params, use_tqdm=False)[0]
+
+    async def ask(llm: AsyncLLM) -> list[Any]:
+        return list(await asyncio.gather(*(llm.chat(QUESTION, params) for _ in range(12))))
+
+    with AsyncLLM(model, kv_memory=0.1) as llm:
+        outputs = asyncio.run(ask(llm))
+        with pytest.raises(WcseError, match="context"):
+            asyncio.run(llm.generate([1] * 5000, params))
+
+        async def give_up() -> None:
+            task = asyncio.create_task(llm.generate("x", SamplingParams(max_tokens=900, ignore_eos=True)))
+            await asyncio.sleep(0)
+            task.cancel()
+
+        asyncio.run(give_up())
+        asyncio.run(llm.generate("x", SamplingParams(max_tokens=1)))
+    assert all(o.outputs[0].token_ids == offline.outputs[0].token_ids for o in outputs)
+    assert llm.llm.engine.runner.tree.stats()["pinned"] == 0
+
+
+def test_a_vllm_script_runs_unchanged(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import sys
+from vllm import LLM, SamplingParams
+from vllm.outputs import RequestOutput
+
+llm = LLM(model=sys.argv[1], gpu_memory_utilization=0.5, enable_prefix_caching=True, seed=1, tensor_parallel_size=1)
+params = SamplingParams(n=2, temperature=0.8, max_tokens=8, stop=["\\n\\n"], include_stop_str_in_output=True)
+outputs = llm.generate(["1 + 1", "2 + 2"], params, use_tqdm=False)
+assert isinstance(outputs[0], RequestOutput)
+print(len(outputs), [len(o.outputs) for o in outputs])
+try:
+    LLM(model=sys.argv[1], made_up=1)
+except TypeError as error:
+    print("refused", "made_up" in str(error))
+"""
+    )
+    command = [sys.executable, "-m", "wcse.adapters.vllm_shim", str(script), "tiny-wc"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split("\n")[:2] == ["2 [2, 2]", "refused True"], done.stderr
