@@ -1,6 +1,7 @@
 # make demo   sets up .venv and solves real problems with the embedded models
 # make test   sets up .venv and runs the checks: formatting, types, tests
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
+# make test-compat   runs lm-eval, inspect, TRL, its_hub and distilabel against us, in an environment of their own
 # make fuzz   the KV tree and the thread pool under sanitizers
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt pyproject.toml constraints/cpu.txt
 
-.PHONY: demo test lint bench setup fuzz clean
+.PHONY: demo test test-compat lint bench setup fuzz clean
 
 demo: setup
 	$(BIN)/wcse demo
@@ -17,6 +18,15 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest bench --benchmark-disable
+
+# The tools bring hundreds of packages, so they get an environment of their own; nothing is fetched from a hub.
+COMPAT := .venv-compat
+test-compat:
+	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt torch scikit-build-core pybind11 cmake ninja
+	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt --no-build-isolation -e '.[all]' pytest openai
+	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt -r constraints/compat.txt
+	HF_HUB_OFFLINE=1 $(COMPAT)/bin/python -m pytest tests/compat
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -48,4 +58,4 @@ $(STAMP): $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(COMPAT) build dist

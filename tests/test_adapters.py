@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from doc_examples import run_examples
 from transformers import AutoModelForCausalLM
 
 from wcse import zoo
@@ -147,3 +148,8 @@ except TypeError as error:
     command = [sys.executable, "-m", "wcse.adapters.vllm_shim", str(script), "tiny-wc"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split("\n")[:2] == ["2 [2, 2]", "refused True"], done.stderr
+
+
+def test_the_example_for_vllm_users(capsys: pytest.CaptureFixture[str]) -> None:
+    run_examples("vllm.md")
+    assert capsys.readouterr().out.strip()

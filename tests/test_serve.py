@@ -15,6 +15,7 @@ import pytest
 openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 
+from doc_examples import run_examples  # noqa: E402
 from live_server import Live, serving  # noqa: E402
 
 from wcse.engine.llm import LLM  # noqa: E402
@@ -62,6 +63,9 @@ def client(live: Live) -> Any:
 def test_models_and_their_searches(client: Any) -> None:
     names = [entry.id for entry in client.models.list()]
     assert names[0] == "tiny-wc" and "tiny-wc@dvts-n16-m4" in names and "tiny-wc@majority-n32" in names
+    assert client.models.retrieve("tiny-wc@dvts-n4-m2").id == "tiny-wc@dvts-n4-m2"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-9")
 
 
 def test_chat_equals_the_offline_engine(client: Any, model: LoadedModel) -> None:
@@ -638,3 +642,8 @@ def test_a_host_beyond_this_machine_needs_a_key(model: LoadedModel) -> None:
     with pytest.raises(WcseError, match="API key"):
         make_server(service, host="0.0.0.0", port=1)
     service.judge.close()
+
+
+def test_the_example_of_the_documentation(live: Live, capsys: Any) -> None:
+    run_examples("serve.md", {"http://127.0.0.1:8000": live.url})
+    assert "sampled_tokens" in capsys.readouterr().out

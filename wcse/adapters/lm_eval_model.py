@@ -100,7 +100,7 @@ class WcseLM(TemplateLM):
         )
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+        self, requests: list[tuple[Any, list[int], list[int]]], **unused: Any
     ) -> list[tuple[float, bool]]:
         pairs = [self._fitted(context, continuation) for _, context, continuation in requests]
         results = [(sum(logprobs), greedy) for logprobs, greedy in self.llm.loglikelihoods(pairs)]

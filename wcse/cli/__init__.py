@@ -46,7 +46,9 @@ def _dispatch(argv: Sequence[str] | None) -> int:
     args, unknown = parser.parse_known_args(argv)
     options = dict(vars(args))
     command: Command | None = options.pop("command", None)
-    if unknown:
+    if command is not None and command.foreign:
+        options["rest"] = unknown
+    elif unknown:
         raise WcseError(_unknown_argument(unknown[0], command))
     if command is None:
         parser.print_help()
@@ -110,6 +112,7 @@ def _add(group: Any, name: str, command: Command) -> None:
         epilog=command.epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=not command.foreign,
     )
     for argument, settings in command.arguments:
         parser.add_argument(argument, **settings)

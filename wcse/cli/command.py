@@ -28,6 +28,7 @@ class Command:
         arguments: positional ones.
         needs: options it cannot do without; checked last, so that a typo is named first.
         epilog: text below the help.
+        foreign: the arguments belong to another tool; they arrive as they are, as ``rest``.
     """
 
     name: str
@@ -37,3 +38,4 @@ class Command:
     arguments: Arguments = ()
     needs: tuple[str, ...] = ()
     epilog: str = ""
+    foreign: bool = False

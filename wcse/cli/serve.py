@@ -1,4 +1,4 @@
-"""``wcse serve``: the OpenAI-compatible server."""
+"""``wcse serve``: the OpenAI-compatible server; ``wcse lm-eval``: the harness's own command with our model."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ def serve(options: Options) -> int:
         run(ServeConfig(keys=keys, **options), host=host, port=port, ready=lambda _: None)
     else:
         run(ServeConfig(keys=keys, **options), host=host, port=port, ready=_announce)
+    return 0
+
+
+def lm_eval(options: Options) -> int:
+    """lm-eval's command line, in which ``--model wcse`` exists."""
+    try:
+        from wcse.adapters.lm_eval_model import main
+    except ImportError as error:
+        raise WcseError(f"wcse lm-eval needs {error.name}: pip install lm-eval") from None
+    sys.argv = ["lm-eval", *options["rest"]]
+    main()
     return 0
 
 
@@ -84,5 +95,11 @@ COMMANDS = (
         _SERVE,
         needs=("policy",),
         epilog="Searches are models too: NAME@majority-n32, NAME@dvts-n16-m4; see /v1/models.",
+    ),
+    Command(
+        "lm-eval",
+        "lm-eval's own command line, with --model wcse",
+        lm_eval,
+        foreign=True,
     ),
 )

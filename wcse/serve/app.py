@@ -42,6 +42,7 @@ def create_app(service: Service) -> FastAPI:
         ("GET", "/version", tokens.version),
         ("GET", "/metrics", tokens.metrics),
         ("GET", "/v1/models", openai.models),
+        ("GET", "/v1/models/{name:path}", openai.model),
         ("POST", "/v1/completions", openai.completions),
         ("POST", "/v1/chat/completions", openai.chat),
         ("POST", "/tokenize", tokens.tokenize),

@@ -62,15 +62,24 @@ class OpenAI:
     async def models(self, request: Request) -> Response:
         """The model and its searches."""
         service = self.service
-        entry = {
+        names = [service.name, *aliases(service.name, verifier=service.scorer is not None)]
+        return json_reply({"object": "list", "data": [self._entry(name) for name in names]})
+
+    async def model(self, request: Request) -> Response:
+        """One model, or any search on it."""
+        name, _ = self.service.plan({"model": request.path_params["name"]})
+        return json_reply(self._entry(name))
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        service = self.service
+        return {
+            "id": name,
             "object": "model",
             "created": service.started,
             "owned_by": "wcse",
             "root": service.config.model,
             "max_model_len": service.model.context,
         }
-        names = [service.name, *aliases(service.name, verifier=service.scorer is not None)]
-        return json_reply({"object": "list", "data": [{"id": name, **entry} for name in names]})
 
     async def completions(self, request: Request) -> Response:
         service = self.service
