@@ -1,6 +1,7 @@
 # make demo   sets up .venv and solves real problems with the embedded models
 # make test   sets up .venv and runs the checks: formatting, types, tests
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
+# make storm  hostile clients against the server: broken bodies, vanishing clients
 # make test-compat   runs lm-eval, inspect, TRL, its_hub and distilabel against us, in an environment of their own
 # make fuzz   the KV tree and the thread pool under sanitizers
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt pyproject.toml constraints/cpu.txt
 
-.PHONY: demo test test-compat lint bench setup fuzz clean
+.PHONY: demo test test-compat storm lint bench setup fuzz clean
 
 demo: setup
 	$(BIN)/wcse demo
@@ -27,6 +28,9 @@ test-compat:
 	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt --no-build-isolation -e '.[all]' pytest openai
 	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt -r constraints/compat.txt
 	HF_HUB_OFFLINE=1 $(COMPAT)/bin/python -m pytest tests/compat
+
+storm: setup
+	$(BIN)/python tests/serve_storms.py 100000 10000
 
 lint: setup
 	$(BIN)/ruff format --check .
