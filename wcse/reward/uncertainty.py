@@ -69,3 +69,6 @@ class PolicyScorer:
     def account(self, root: Root) -> Account:
         """Always empty: nothing is read twice."""
         return Account()
+
+    def abort(self, root: Root) -> None:
+        """Nothing is ever queued."""

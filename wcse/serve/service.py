@@ -20,8 +20,7 @@ from wcse.engine.llm import pages_in, to_prompt
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
 from wcse.prompts import render_chat
-from wcse.recipe import SHARED
-from wcse.reward.load import load_prm, load_shared_head
+from wcse.reward.load import load_verifier
 from wcse.serve.admission import Admission, Cost, Limits
 from wcse.serve.body import read_object
 from wcse.serve.errors import ApiError, bad
@@ -139,7 +138,9 @@ class Service:
         if not settings:
             return self.name, None
         agg = self.scorer.default_agg if self.scorer else None
-        return asked, make_plan(settings, default_agg=agg, param="search" if body.get("search") else "model")
+        bounded = self.scorer.bounded if self.scorer else True
+        blamed = "search" if body.get("search") else "model"
+        return asked, make_plan(settings, default_agg=agg, param=blamed, bounded=bounded)
 
     async def prompt(self, value: str | list[int]) -> Prompt:
         """Token ids of a prompt; long text is tokenised beside the event loop.
@@ -213,6 +214,4 @@ def _shortened(model: LoadedModel, length: int | None) -> LoadedModel:
 def _scorer(config: ServeConfig, engine: Engine) -> Scorer | None:
     if config.prm is None:
         return None
-    if config.prm == SHARED:
-        return load_shared_head(engine)
-    return load_prm(config.prm, kv_memory=config.kv_memory, family=config.prm_family)
+    return load_verifier(config.prm, engine, kv_memory=config.kv_memory, family=config.prm_family)
