@@ -70,7 +70,9 @@ def draw(
     return tokens, logprobs.tolist(), _tops(logits, at, tokens, draws)
 
 
-def _sample(logits: Tensor, at: np.ndarray, draws: Sequence[Draw], backend: ops.Backend) -> tuple[np.ndarray, np.ndarray]:
+def _sample(
+    logits: Tensor, at: np.ndarray, draws: Sequence[Draw], backend: ops.Backend
+) -> tuple[np.ndarray, np.ndarray]:
     n = len(draws)
     tokens, logprobs = ops.sample(
         logits,
