@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def take_rows(x: Tensor, rows: Tensor | Sequence[int]) -> Tensor:
+def take_rows(x: Tensor, rows: Tensor | np.ndarray | Sequence[int]) -> Tensor:
     """``x[rows]`` of a tensor [R, ...]; ``rows`` holds integers."""
     if not _numpy_takes(x):
         return x[torch.as_tensor(rows, dtype=torch.int64, device=x.device)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from wcse.engine.generate import Generation, Prompt
 from wcse.engine.llm import LLM, pages_in
@@ -314,10 +315,20 @@ def test_encode_and_score(model: LoadedModel) -> None:
         llm.encode(PROMPT, pooling_task="plugin")
 
 
-def test_encode_reads_a_prm() -> None:
-    llm = LLM("tiny-wc-prm", kv_memory=0.1)
-    data = llm.encode("2 + 2 = 4\n\n", pooling_task="token_classify")[0].outputs.data
-    assert data.shape[1] in (1, 2) and bool(((data >= 0) & (data <= 1)).all())
+def test_token_classification_equals_transformers(folder: Path, tmp_path: Path) -> None:
+    """What reward_hub asks of a process reward model."""
+    classifier = AutoModelForTokenClassification.from_pretrained(
+        folder, num_labels=2, dtype=torch.float32
+    ).eval()
+    classifier.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path / name)
+    llm = LLM(tmp_path, kv_memory=0.1)
+    output = llm.encode(PROMPT, pooling_task="token_classify")[0]
+    expected = classifier(torch.tensor([output.prompt_token_ids])).logits[0].softmax(-1)
+    torch.testing.assert_close(output.outputs.data, expected, atol=1e-4, rtol=0)
+    last = llm.encode(PROMPT, pooling_task="classify")[0].outputs.data
+    torch.testing.assert_close(last, expected[-1], atol=1e-4, rtol=0)
 
 
 def pages_free(llm: LLM) -> int:

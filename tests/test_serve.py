@@ -214,6 +214,15 @@ def test_search_is_a_model(client: Any, name: str, extra: dict[str, Any]) -> Non
     assert text == first.message.content
 
 
+def test_the_policys_own_uncertainty_as_a_verifier(model: LoadedModel) -> None:
+    with serving(ServeConfig(model="tiny-wc", prm="policy:self_certainty", kv_memory=0.1), model) as own:
+        body = {"model": "tiny-wc@weighted_best_of_n-n4", "messages": QUESTION, "max_tokens": 40}
+        status, reply = own.post("/v1/chat/completions", body)
+        assert status == 200 and 0 <= reply["choices"][0]["search"]["score"] <= 1
+        status, reply = own.post("/v1/chat/completions", body | {"search": {"agg_strategy": "prod"}})
+        assert status == 400 and reply["error"]["param"] == "search"
+
+
 @pytest.mark.parametrize(
     ("model_name", "extra", "param"),
     [

@@ -27,8 +27,7 @@ from wcse.optimal.policy_file import load_choices
 from wcse.progress import Progress
 from wcse.prompts import render_problem
 from wcse.recipe import OWN, SHARED, Recipe
-from wcse.reward.load import load_prm, load_shared_head
-from wcse.reward.uncertainty import PolicyScorer
+from wcse.reward.load import load_verifier
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
 from wcse.types import Node, Problem, Search, WcseError
@@ -194,11 +193,7 @@ def _params(recipe: Recipe) -> SamplingParams:
 
 def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
     assert recipe.prm is not None
-    if recipe.prm == SHARED:
-        return load_shared_head(engine)
-    if recipe.prm.startswith(OWN):
-        return PolicyScorer(engine, recipe.prm.removeprefix(OWN))
-    return load_prm(recipe.prm, kv_memory=kv, family=recipe.prm_family)
+    return load_verifier(recipe.prm, engine, kv_memory=kv, family=recipe.prm_family)
 
 
 def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:

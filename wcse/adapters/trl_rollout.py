@@ -19,8 +19,7 @@ from wcse.engine.llm import pages_in, swap_weights
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
 from wcse.prompts import render_chat, render_text
-from wcse.recipe import SHARED
-from wcse.reward.load import load_prm, load_shared_head
+from wcse.reward.load import load_verifier
 from wcse.search import SearchConfig, get_strategy
 from wcse.types import Node, Search, WcseError
 
@@ -56,8 +55,7 @@ class TrlRollout:
         self.rule = StepRule(delimiter)
         self.scorer: Scorer | None = None
         if prm is not None:
-            shared = prm == SHARED
-            self.scorer = load_shared_head(self.engine) if shared else load_prm(prm, kv_memory=kv_memory)
+            self.scorer = load_verifier(prm, self.engine, kv_memory=kv_memory)
         name, self.strategy = get_strategy("best_of_n" if prm and strategy == "majority" else strategy)
         if self.strategy.needs_prm and self.scorer is None:
             raise WcseError(f"strategy={name!r} needs a verifier; set prm")

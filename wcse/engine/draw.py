@@ -36,7 +36,7 @@ class Draw:
 
 
 def draw(
-    logits: Tensor, index: Sequence[int], draws: Sequence[Draw], backend: ops.Backend = "auto"
+    logits: Tensor, index: Sequence[int], draws: Sequence[Draw], *, backend: ops.Backend = "auto"
 ) -> tuple[np.ndarray, list[float], dict[int, Top]]:
     """Draw ``draws[j]`` from ``logits[index[j]]``.
 
@@ -56,7 +56,7 @@ def draw(
         tokens, logprobs = np.empty(len(draws), np.int32), np.empty(len(draws), np.float32)
         if plain:
             tokens[plain], logprobs[plain] = _sample(logits, at[plain], [draws[j] for j in plain], backend)
-        changed = take_rows(logits, at[ruled].tolist()).cpu()
+        changed = take_rows(logits, at[ruled]).cpu()  # rules are numpy
         raw = changed.clone()
         for row, j in zip(changed.numpy(), ruled, strict=True):
             guide = draws[j].guide
@@ -94,7 +94,7 @@ def _tops(logits: Tensor, at: np.ndarray, tokens: np.ndarray, draws: Sequence[Dr
     for begin in range(0, len(wanted), TOP_ROWS):
         part = wanted[begin : begin + TOP_ROWS]
         counts = [draws[j].params.logprobs or 0 for j in part]
-        tops = top_logprobs(take_rows(logits, at[part].tolist()).cpu(), tokens[part].tolist(), counts)
+        tops = top_logprobs(take_rows(logits, at[part]), tokens[part].tolist(), counts)
         found.update(zip(part, tops, strict=True))
     return found
 
@@ -105,7 +105,7 @@ def top_logprobs(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -
     Args:
         logits: float32 [R, vocabulary].
     """
-    logprobs = logits.double().log_softmax(-1).float()
+    logprobs = logits.cpu().double().log_softmax(-1).float()
     own = logprobs.gather(1, torch.tensor(tokens)[:, None])
     ranks = ((logprobs > own).sum(-1) + 1).tolist()
     vocab = logits.shape[1]

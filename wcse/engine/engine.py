@@ -347,7 +347,7 @@ class Engine:
             for row, i in zip(rows, index, strict=True):
                 row.measures.append(values[i])
         draws = [_draw_of(row) for row in rows]
-        tokens, logprobs, tops = draw(logits, index, draws, self.model.decoder.backend)
+        tokens, logprobs, tops = draw(logits, index, draws, backend=self.model.decoder.backend)
         self.rows = rows
         self._settle(rows, tokens, logprobs, tops)
 

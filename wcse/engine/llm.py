@@ -329,7 +329,7 @@ def _load(model: str | Path, dtype: str, device: str) -> LoadedModel:
     """A classifier needs no output matrix, and often has none."""
     kinds = read_config(model).get("architectures") or [""]
     generates = not str(kinds[0]).endswith(("ForTokenClassification", "ForSequenceClassification"))
-    return load_model(model, dtype=dtype, lm_head=generates, device=device)
+    return load_model(model, dtype=dtype, device=device, lm_head=generates)
 
 
 def _as_list(prompts: PromptInput | Sequence[PromptInput]) -> list[PromptInput]:

@@ -25,7 +25,7 @@ def pool(model: LoadedModel, states: torch.Tensor, task: str) -> torch.Tensor:
     weight = tensors.get("score.weight")
     if weight is None:
         raise WcseError(
-            f"pooling_task={task!r}: {model.name} has no score head (score.weight); use 'token_embed' or 'embed'"
+            f"pooling_task={task!r}: {model.name} has no linear score head (score.weight); use 'token_embed' or 'embed'"
         )
     bias = tensors.get("score.bias")
     logits = torch.nn.functional.linear(rows, weight.float(), None if bias is None else bias.float())

@@ -170,7 +170,7 @@ class Reader:
         new = rows[max(0, reading.counted - (span.n_kv - len(rows))) :]
         reading.counted += len(new)
         if reading.states:
-            reading.hidden.append(new.clone())
+            reading.hidden.append(new.clone().cpu())
             return found
         return found + [(reading, row) for row in new]
 

@@ -15,15 +15,32 @@ from wcse.engine.engine import Engine
 from wcse.engine.llm import pages_in
 from wcse.engine.runner import Runner
 from wcse.models.load import LoadedModel, load_model, read_config
+from wcse.recipe import OWN, SHARED
 from wcse.reward.families import Family, family_named, family_of
 from wcse.reward.head import Head, head_from_tensors
 from wcse.reward.layout import Layout
 from wcse.reward.readers import HeadReader, LogprobReader, Reader
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM, SharedHead
+from wcse.reward.uncertainty import PolicyScorer
 from wcse.types import WcseError
 
 SHARED_FILE = "prm_head.safetensors"
 """A shared head lies beside the policy's weights: ``score.*`` tensors, and metadata with its ``default_agg``."""
+
+
+def load_verifier(
+    name: str, engine: Engine, *, kv_memory: float, family: str | None = None
+) -> SharedHead | SeparatePRM | ImplicitPRM | PolicyScorer:
+    """The verifier of that name: 'shared', 'policy:MEASURE', or a model of its own.
+
+    Raises:
+        WcseError: as ``load_shared_head``, ``PolicyScorer`` or ``load_prm``.
+    """
+    if name == SHARED:
+        return load_shared_head(engine)
+    if name.startswith(OWN):
+        return PolicyScorer(engine, name.removeprefix(OWN))
+    return load_prm(name, kv_memory=kv_memory, family=family)
 
 
 def load_shared_head(engine: Engine) -> SharedHead:

@@ -16,7 +16,7 @@ from wcse.engine.driver import Outcome
 from wcse.search import ALIASES, STRATEGIES, SearchConfig, Strategy, get_strategy
 from wcse.serve.errors import bad
 from wcse.types import Node, WcseError
-from wcse.votes import ballots, get_selector
+from wcse.votes import ballots, by_rank, get_selector
 
 _ALIAS = re.compile(r"([a-z_]+)((?:-[nmi][0-9]{1,6})*)")
 _SETTINGS = {"n": "n", "m": "beam_width", "i": "num_iterations"}
@@ -40,6 +40,8 @@ class Plan:
     strategy: Strategy
     config: SearchConfig
     selector: str
+    bounded: bool = True
+    """The verifier's scores lie in [0, 1]; others count by their rank."""
 
 
 def aliases(model: str, *, verifier: bool) -> list[str]:
@@ -67,11 +69,14 @@ def parse_alias(text: str) -> dict[str, Any]:
     return settings
 
 
-def make_plan(settings: Mapping[str, Any], *, default_agg: str | None, param: str) -> Plan:
+def make_plan(
+    settings: Mapping[str, Any], *, default_agg: str | None, param: str, bounded: bool = True
+) -> Plan:
     """A checked plan.
 
     Args:
         default_agg: the verifier's own aggregation; None: there is no verifier.
+        bounded: the verifier's scores lie in [0, 1].
         param: the field to blame.
 
     Raises:
@@ -94,7 +99,10 @@ def make_plan(settings: Mapping[str, Any], *, default_agg: str | None, param: st
         raise bad(param, str(error)) from None
     if (strategy.needs_prm or selector != "majority") and default_agg is None:
         raise bad(param, f"{name} needs a verifier and this server has none; start it with --prm")
-    return Plan(name, strategy, config.with_default(default_agg or "last"), selector)
+    config = config.with_default(default_agg or "last")
+    if not bounded and config.aggregation == "prod":
+        raise bad(param, "agg_strategy='prod': this verifier's scores are unbounded; use last, min or mean")
+    return Plan(name, strategy, config, selector, bounded)
 
 
 def split_model(model: str) -> tuple[str, str | None]:
@@ -131,6 +139,8 @@ def rank(outcome: Outcome, plan: Plan, judge: Judge) -> list[Ranked]:
     answers = [extract_answer(node.completion) if node.complete else None for node in nodes]
     scored = plan.strategy.needs_prm
     votes = ballots(nodes, answer_classes(answers, judge), plan.config.aggregation if scored else None)
+    if not plan.bounded:
+        votes = by_rank(votes)
     pick = get_selector(plan.selector)(votes)
     found = [
         Ranked(node, answer, vote.score, i == pick)

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from wcse.answers import MathPool
+from wcse.data.grading import classify
 from wcse.engine.driver import Driver, Scorer
 from wcse.engine.engine import Engine
 from wcse.engine.generate import Backend, Prompt
@@ -20,8 +21,7 @@ from wcse.engine.llm import pages_in, to_prompt
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
 from wcse.prompts import render_chat
-from wcse.recipe import SHARED
-from wcse.reward.load import load_prm, load_shared_head
+from wcse.reward.load import load_verifier
 from wcse.serve.admission import Admission, Cost, Limits
 from wcse.serve.body import read_object
 from wcse.serve.errors import ApiError, bad
@@ -79,14 +79,20 @@ class Service:
         self.engine = Engine(self.model, max_rows=config.max_num_seqs, num_pages=pages)
         self.backend = Backend(self.engine, max_logprobs=config.max_logprobs)
         self.scorer = _scorer(config, self.engine)
-        driver = Driver(self.engine, self.scorer, params=SamplingParams(), rule=StepRule(config.delimiter))
+        self.judge = MathPool()
+        driver = Driver(
+            self.engine,
+            self.scorer,
+            params=SamplingParams(),
+            rule=StepRule(config.delimiter),
+            classify=lambda nodes: classify(nodes, self.judge),
+        )
         self.loop = EngineLoop(self.backend, driver)
         # Some pages stay for the prompts' partly filled blocks.
         self.admission = Admission(
             config.limits, context=self.model.context, path_tokens=max(16, pages - 8) * 16
         )
         self.metrics = Metrics(self.name)
-        self.judge = MathPool()
         self.started = int(time.time())
         self._count = itertools.count()
         self._session = secrets.token_hex(4)
@@ -139,7 +145,9 @@ class Service:
         if not settings:
             return self.name, None
         agg = self.scorer.default_agg if self.scorer else None
-        return asked, make_plan(settings, default_agg=agg, param="search" if body.get("search") else "model")
+        bounded = self.scorer.bounded if self.scorer else True
+        blamed = "search" if body.get("search") else "model"
+        return asked, make_plan(settings, default_agg=agg, param=blamed, bounded=bounded)
 
     async def prompt(self, value: str | list[int]) -> Prompt:
         """Token ids of a prompt; long text is tokenised beside the event loop.
@@ -213,6 +221,4 @@ def _shortened(model: LoadedModel, length: int | None) -> LoadedModel:
 def _scorer(config: ServeConfig, engine: Engine) -> Scorer | None:
     if config.prm is None:
         return None
-    if config.prm == SHARED:
-        return load_shared_head(engine)
-    return load_prm(config.prm, kv_memory=config.kv_memory, family=config.prm_family)
+    return load_verifier(config.prm, engine, kv_memory=config.kv_memory, family=config.prm_family)

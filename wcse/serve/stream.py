@@ -34,7 +34,7 @@ async def events(work: Work, loop: EngineLoop, receive: Receive) -> AsyncIterato
             item = asyncio.create_task(work.events.get())
             try:
                 await asyncio.wait({item, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not item.done():
+                if gone.done():
                     raise ClientGone
             finally:
                 if not item.done():
