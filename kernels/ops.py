@@ -11,7 +11,6 @@ Knows nothing of models, trees or engines.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,6 +18,15 @@ from torch import Tensor
 
 from wcse import _core
 from wcse.kernels import reference
+from wcse.kernels.packed import (
+    Format,
+    PackedLinear,
+    QuantizedWeight,
+    pack_linear,
+    pack_quantized,
+    quantize,
+    stack,
+)
 from wcse.kernels.reference import PAGE
 from wcse.types import WcseError
 
@@ -27,14 +35,19 @@ Activation = Literal["silu", "gelu_tanh"]
 
 __all__ = [
     "PAGE",
+    "Format",
     "PackedLinear",
+    "QuantizedWeight",
     "add_rms_norm",
     "gated_act",
     "linear",
     "pack_linear",
+    "pack_quantized",
+    "quantize",
     "rms_norm",
     "rope_write_kv",
     "sample",
+    "stack",
     "token_logprobs",
     "tree_attention",
 ]
@@ -319,40 +332,6 @@ def gated_act(gate_up: Tensor, act: Activation = "silu", *, backend: Backend = "
     return out
 
 
-PANEL = 16
-"""Output columns in one panel of a packed weight."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedLinear:
-    """A weight [N, K] cut into panels of 16 outputs, each stored input-major; the last is padded with zeros.
-
-    ``panels`` is float32 [ceil(N / 16), K, 16], contiguous, so that a kernel streams it front to back.
-    """
-
-    panels: Tensor
-    n: int
-    k: int
-
-    def weight(self) -> Tensor:
-        """The weight [N, K] again (a copy)."""
-        return self.panels.permute(0, 2, 1).reshape(-1, self.k)[: self.n].contiguous()
-
-
-def pack_linear(weight: Tensor) -> PackedLinear:
-    """Pack a weight [N, K] of any float dtype for ``linear``; the result does not share its memory."""
-    if weight.dim() != 2 or not weight.is_floating_point() or 0 in weight.shape:
-        raise WcseError(
-            f"weight has shape {tuple(weight.shape)}, dtype {weight.dtype}; expected a non-empty float [N, K]"
-        )
-    n, k = weight.shape
-    n_panels = -(-n // PANEL)
-    padded = weight.new_zeros((n_panels * PANEL, k), dtype=_F32)
-    padded[:n] = weight
-    panels = padded.view(n_panels, PANEL, k).transpose(1, 2).contiguous()
-    return PackedLinear(panels, n, k)
-
-
 def linear(
     x: Tensor,
     packed: PackedLinear,
@@ -365,13 +344,14 @@ def linear(
 
     Args:
         x: [T, K].
-        packed: the weight [N, K], from ``pack_linear``.
+        packed: the weight [N, K], from ``pack_linear`` or ``pack_quantized``. Quantised weights count as the floats
+            that ``packed.weight()`` gives; the result has the bits that those would give.
         bias: [N] or None.
         residual: [T, N] or None.
 
     Returns:
         [T, N]. The sums run over K in one fixed order, so a row's bits do not depend on T, on its place, or on
-        the number of threads.
+        the number of threads. Activations and sums are float32 for every format.
 
     Raises:
         WcseError: a tensor does not fit the weight.
@@ -391,6 +371,10 @@ def linear(
     _core.linear(
         x.data_ptr(),
         packed.panels.data_ptr(),
+        packed.bits,
+        packed.group,
+        packed.wide,
+        packed.minima,
         _address(bias),
         _address(residual),
         out.data_ptr(),

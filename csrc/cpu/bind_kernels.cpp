@@ -31,11 +31,12 @@ void tree_attention(const Plan& plan, Address q, Address k_pages, Address v_page
                                softcap, window});
 }
 
-void linear(Address x, Address panels, Address bias, Address residual, Address out, int64_t rows, int64_t n, int64_t k,
-            int threads) {
+void linear(Address x, Address panels, int bits, int group, bool wide, bool minima, Address bias, Address residual,
+            Address out, int64_t rows, int64_t n, int64_t k, int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
-    cpu::linear({at(x), at(panels), at(bias), at(residual), at<float>(out), n, k}, rows);
+    const cpu::Weight weight{at<const char>(panels), bits, group, wide, minima};
+    cpu::linear({at(x), weight, at(bias), at(residual), at<float>(out), n, k}, rows);
 }
 
 void rms_norm(Address x, Address residual, Address weight, Address out, int64_t rows, int64_t width, float eps,

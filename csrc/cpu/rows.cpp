@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cpu/kernels.h"
+#include "cpu/scratch.h"
 #include "thread_pool.h"
 
 namespace wcse::cpu {
@@ -26,8 +27,17 @@ int64_t count_row_blocks(int64_t rows, int64_t groups) {
 }
 
 // Microseconds of a task of a linear layer: arithmetic or the stream of its weights, whichever is longer.
-double task_cost(double rows, double k) {
-    return std::max(2.0 * rows * GROUP * k / 1e5, 4.0 * GROUP * k / 2.5e4);
+double task_cost(const LinearArgs& g, int64_t rows) {
+    const double flops = 2.0 * GROUP * static_cast<double>(rows * g.k);
+    return std::max(flops / 1e5, 4.0 * static_cast<double>(g.weight.panel_bytes(g.k)) / 2.5e4);
+}
+
+float* quant_scratch(const LinearArgs& g) {
+    if (g.weight.bits == 32) return nullptr;
+    static thread_local Scratch scratch;
+    constexpr size_t size = 4 * K_BLOCK * PANEL;
+    scratch.begin(Scratch::padded<float>(size));
+    return scratch.take<float>(size);
 }
 
 }  // namespace
@@ -38,17 +48,18 @@ void linear(const LinearArgs& g, int64_t rows) {
     if (rows == 0) return;
     const int64_t row_blocks = count_row_blocks(rows, groups), tasks = groups * row_blocks;
     const int64_t block = (rows + row_blocks - 1) / row_blocks;
-    const double cost = task_cost(static_cast<double>(block), static_cast<double>(g.k));
+    const double cost = task_cost(g, block);
     int64_t chunk = std::min(static_cast<int64_t>(20 / cost) + 1, std::max<int64_t>(1, tasks / (4 * num_threads())));
     if (cost * static_cast<double>(tasks) < 30) chunk = tasks;  // waking the others would cost more
     // Row blocks of one group of columns are neighbours, so its weights are read from memory once.
     parallel_for(tasks, chunk, [&](int64_t begin, int64_t end) {
+        float* const scratch = quant_scratch(g);
         while (begin < end) {
             const int64_t group = begin / row_blocks, first = begin % row_blocks;
             const int64_t last = std::min(row_blocks, first + end - begin);
             // Rounding up may leave the last block without rows.
             table.linear(g, std::min(rows, first * block), std::min(rows, last * block), group * 4,
-                         std::min(panels, group * 4 + 4));
+                         std::min(panels, group * 4 + 4), scratch);
             begin += last - first;
         }
     });

@@ -8,6 +8,7 @@ constexpr int W = 8;
 constexpr int ROWS = 6;
 constexpr int VECS = 2;
 constexpr int VECS_FEW_ROWS = 4;
+constexpr int QUANT_ROWS = 4;  // most rows for which weights are unpacked in registers
 
 inline Reg zero() { return _mm256_setzero_ps(); }
 inline Reg set1(float x) { return _mm256_set1_ps(x); }
@@ -18,6 +19,24 @@ inline __m256i lanes(int n) {
 }
 inline Reg load_n(const float* p, int n) { return _mm256_maskload_ps(p, lanes(n)); }
 inline void store_n(float* p, Reg x, int n) { _mm256_maskstore_ps(p, lanes(n), x); }
+inline Reg load_halves(const char* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// Packed codes, 32 bits a lane: signed byte I of each lane, and half byte I % 4 (low, from I = 4 high).
+using Ints = __m256i;
+inline Ints load_ints(const char* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+template <int I>
+inline Reg byte(Ints x) {
+    if constexpr (I < 3) x = _mm256_slli_epi32(x, 24 - 8 * I);
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(x, 24));
+}
+template <int I>
+inline Reg half_byte(Ints x) {
+    constexpr int shift = I % 4 * 8 + I / 4 * 4;
+    if constexpr (shift > 0) x = _mm256_srli_epi32(x, shift);
+    if constexpr (shift < 28) x = _mm256_and_si256(x, _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(x);
+}
 inline Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
 inline Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
 inline Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }

@@ -8,6 +8,7 @@ constexpr int W = 16;
 constexpr int ROWS = 6;
 constexpr int VECS = 4;
 constexpr int VECS_FEW_ROWS = 4;
+constexpr int QUANT_ROWS = 4;  // most rows for which weights are unpacked in registers
 
 inline Reg zero() { return _mm512_setzero_ps(); }
 inline Reg set1(float x) { return _mm512_set1_ps(x); }
@@ -16,6 +17,25 @@ inline void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
 inline Mask lanes(int n) { return static_cast<Mask>((1u << n) - 1); }  // 0 <= n <= W
 inline Reg load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
 inline void store_n(float* p, Reg x, int n) { _mm512_mask_storeu_ps(p, lanes(n), x); }
+inline Reg load_halves(const char* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+// Packed codes, 32 bits a lane: signed byte I of each lane, and half byte I % 4 (low, from I = 4 high).
+using Ints = __m512i;
+inline Ints load_ints(const char* p) { return _mm512_loadu_si512(p); }
+template <int I>
+inline Reg byte(Ints x) {
+    if constexpr (I < 3) x = _mm512_slli_epi32(x, 24 - 8 * I);
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(x, 24));
+}
+template <int I>
+inline Reg half_byte(Ints x) {
+    constexpr int shift = I % 4 * 8 + I / 4 * 4;
+    if constexpr (shift > 0) x = _mm512_srli_epi32(x, shift);
+    // A permutation looks at the low four bits only: mask and conversion in one.
+    const Reg numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(x, numbers);
+}
 inline Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
 inline Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
 inline Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }

@@ -14,9 +14,33 @@ constexpr int PANEL = 16;        // output columns in one panel of a packed weig
 constexpr int SUM_BLOCK = 1024;  // logits per partial sum of the sampler
 constexpr int THRESHOLDS = 8;    // at which the sampler weighs a row in one pass
 
+// Longest run of inputs that a linear layer sums in registers, a multiple of OCTET and of every quantised group.
+constexpr int64_t K_BLOCK = 384, K_STEP = 32;
+constexpr int OCTET = 8;  // inputs that lie together in a quantised panel
+
+// A packed weight [n][k] in panels of PANEL outputs, the last padded with zeros.
+// 32 bits: float [ceil(n / PANEL)][k][PANEL]. 8 or 4 bits: each panel is ceil(k / group) groups of consecutive inputs,
+// each of them scales [PANEL], minima [PANEL] (or none), codes; a weight is scale * code + minimum. Eight-bit codes are
+// int8 [group / 4][PANEL][4]. Four-bit codes are 0..15 in bytes [group / OCTET][PANEL][4]: byte i holds input i of the
+// eight in its low half and input 4 + i in its high half.
+struct Weight {
+    const char* data;
+    int bits;
+    int group;    // 16 or 32
+    bool wide;    // scales and minima are float32, else float16
+    bool minima;
+
+    int64_t param_bytes() const { return PANEL * (wide ? 4 : 2) * (minima ? 2 : 1); }
+    int64_t group_bytes() const { return param_bytes() + static_cast<int64_t>(group) * PANEL * bits / 8; }
+    // From one panel to the next.
+    int64_t panel_bytes(int64_t k) const {
+        return bits == 32 ? k * PANEL * 4 : (k + group - 1) / group * group_bytes();
+    }
+};
+
 struct LinearArgs {
     const float* x;         // [rows][k]
-    const float* panels;    // [ceil(n / PANEL)][k][PANEL]
+    Weight weight;
     const float* bias;      // [n] or null
     const float* residual;  // [rows][n] or null
     float* out;             // [rows][n]
@@ -90,7 +114,9 @@ struct RowTop {
 
 struct Table {
     const char* name;
-    void (*linear)(const LinearArgs&, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end);
+    // scratch [4][K_BLOCK][PANEL] is for the weights of a quantised block; null where they are float.
+    void (*linear)(const LinearArgs&, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end,
+                   float* scratch);
     void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);
     void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
     void (*gated_act)(const GatedArgs&, int64_t begin, int64_t end);
