@@ -23,6 +23,9 @@ Format = Literal["fp32", "int8", "int4"]
 PANEL = 16
 """Output columns in one panel of a packed weight."""
 
+BLOCK = 64
+"""Output columns of a quantised weight that lie together."""
+
 GROUP = 32
 """Inputs that share a scale in the formats "int8" and "int4"."""
 
@@ -66,7 +69,7 @@ class PackedLinear:
     """A weight [N, K] cut into panels of 16 outputs that a kernel streams front to back; the last is padded.
 
     ``panels`` is contiguous. Of 32 bits it is float32 [ceil(N / 16), K, 16]. Of 8 and 4 bits it is uint8
-    [ceil(N / 16), ceil(K / group), bytes of a group]: 16 scales, 16 minima if there are any (both float32 where
+    [ceil(N / 64), ceil(K / group), bytes of a group]: 64 scales, 64 minima if there are any (both float32 where
     ``wide``, else float16), then the codes as ``csrc/cpu/table.h`` has them.
     """
 
@@ -93,18 +96,16 @@ class PackedLinear:
         By numpy, not by torch, which would start an OpenMP region that stalls on a busy machine.
         """
         n = index.numpy()
-        panel, column = n // PANEL, n % PANEL
         if self.bits == 32:
-            return torch.from_numpy(self.panels.numpy()[panel, :, column])
+            return torch.from_numpy(self.panels.numpy()[n // PANEL, :, n % PANEL])
+        block, column = n // BLOCK, n % BLOCK
         scales, minima, codes = _views(self.panels.numpy(), self.bits, self.group, self.wide, self.minima)
-        picked = codes[
-            panel, :, :, column
-        ]  # [R, groups, group / 4, 4], or of halves [R, groups, group / 8, 4]
+        picked = codes[block, :, :, column]  # [R, G, group / 4, 4], of 4 bits [R, G, group / 8, 4]
         if self.bits == 4:
             picked = np.stack([picked & 15, picked >> 4], axis=-2)
-        weight = picked.reshape(len(n), -1, self.group) * scales[panel, :, column, None].astype(np.float32)
+        weight = picked.reshape(len(n), -1, self.group) * scales[block, :, column, None].astype("f4")
         if minima is not None:
-            weight += minima[panel, :, column, None].astype(np.float32)
+            weight += minima[block, :, column, None].astype("f4")
         return torch.from_numpy(weight.reshape(len(n), -1)[:, : self.k])
 
 
@@ -139,21 +140,19 @@ def pack_quantized(weight: QuantizedWeight) -> PackedLinear:
     n, k = weight.codes.shape
     params = [weight.scales] + ([] if weight.minima is None else [weight.minima])
     wide = not all(bool((part.half() == part).all()) for part in params)
-    n_panels, n_groups = -(-n // PANEL), -(-k // weight.group)
-    size = len(params) * PANEL * (4 if wide else 2) + weight.group * PANEL * weight.bits // 8
-    panels = np.zeros((n_panels, n_groups, size), np.uint8)
-    scales, minima, codes = _views(panels, weight.bits, weight.group, wide, len(params) == 2)
-    scales[...] = _in_panels(weight.scales.numpy(), n_groups).swapaxes(1, 2)
+    n_blocks, n_groups = -(-n // BLOCK), -(-k // weight.group)
+    size = len(params) * BLOCK * (4 if wide else 2) + weight.group * BLOCK * weight.bits // 8
+    panels = torch.zeros((n_blocks, n_groups, size), dtype=torch.uint8)  # on a cache-line boundary
+    scales, minima, codes = _views(panels.numpy(), weight.bits, weight.group, wide, len(params) == 2)
+    scales[...] = _in_blocks(weight.scales.numpy(), n_groups).swapaxes(1, 2)
     if minima is not None and weight.minima is not None:
-        minima[...] = _in_panels(weight.minima.numpy(), n_groups).swapaxes(1, 2)
-    split = _in_panels(weight.codes.numpy(), n_groups * weight.group)
+        minima[...] = _in_blocks(weight.minima.numpy(), n_groups).swapaxes(1, 2)
+    split = _in_blocks(weight.codes.numpy(), n_groups * weight.group)
     if weight.bits == 4:
-        halves = split.view(np.uint8).reshape(n_panels, PANEL, n_groups, -1, 2, 4)
-        joined = halves[..., 0, :] | halves[..., 1, :] << 4
-    else:
-        joined = split.reshape(n_panels, PANEL, n_groups, -1, 4)
-    codes[...] = np.moveaxis(joined, 1, 3)
-    return PackedLinear(torch.from_numpy(panels), n, k, weight.bits, weight.group, wide, minima is not None)
+        halves = split.view(np.uint8).reshape(n_blocks, BLOCK, n_groups, -1, 2, 4)
+        split = halves[..., 0, :] | halves[..., 1, :] << 4
+    codes[...] = split.reshape(n_blocks, BLOCK, n_groups, -1, 4).transpose(0, 2, 3, 1, 4)
+    return PackedLinear(panels, n, k, weight.bits, weight.group, wide, minima is not None)
 
 
 def stack(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
@@ -250,26 +249,27 @@ def _storable(values: Tensor) -> Tensor:
     return (values.view(torch.int32) & -256).view(torch.float32)
 
 
-def _in_panels(rows: np.ndarray, columns: int) -> np.ndarray:
-    """[N, C] as [panels, 16, columns], padded with zeros."""
+def _in_blocks(rows: np.ndarray, columns: int) -> np.ndarray:
+    """[N, C] as [blocks, 64, columns], padded with zeros."""
     n, c = rows.shape
-    padded = np.zeros((-(-n // PANEL) * PANEL, columns), rows.dtype)
+    padded = np.zeros((-(-n // BLOCK) * BLOCK, columns), rows.dtype)
     padded[:n, :c] = rows
-    return padded.reshape(-1, PANEL, columns)
+    return padded.reshape(-1, BLOCK, columns)
 
 
 def _views(
     panels: np.ndarray, bits: int, group: int, wide: bool, has_minima: bool
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Scales and minima [P, G, 16] and codes [P, G, group / 4, 16, 4] (of 4 bits group / 8) inside the panels."""
+    """Parts of packed panels [B, G, bytes].
+
+    Scales and minima [B, G, 64], codes [B, G, group / 4, 64, 4] (of 4 bits group / 8).
+    """
     number = np.float32 if wide else np.float16
-    size = PANEL * np.dtype(number).itemsize
-    scales = panels[:, :, :size].view(number)
-    minima = panels[:, :, size : 2 * size].view(number) if has_minima else None
-    packed = panels[:, :, size * (1 + has_minima) :]
-    codes = np.lib.stride_tricks.as_strided(  # reshape would copy
-        packed.view(np.int8 if bits == 8 else np.uint8),
-        (*panels.shape[:2], group * bits // 32, PANEL, 4),
-        (*panels.strides[:2], 4 * PANEL, 4, 1),
-    )
+    size = BLOCK * np.dtype(number).itemsize
+    scales = panels[..., :size].view(number)
+    minima = panels[..., size : 2 * size].view(number) if has_minima else None
+    packed = panels[..., size * (1 + has_minima) :].view(np.int8 if bits == 8 else np.uint8)
+    shape = (*panels.shape[:2], group * bits // 32, BLOCK, 4)
+    # Not reshape, which would copy.
+    codes = np.lib.stride_tricks.as_strided(packed, shape, (*panels.strides[:2], 4 * BLOCK, 4, 1))
     return scales, minima, codes

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from wcse.names import suggest
 from wcse.search import ALIASES, STRATEGIES, SearchConfig
-from wcse.types import WcseError
+from wcse.types import Quantization, WcseError
 
 Effect = Literal["results", "runtime"]
 
@@ -44,6 +44,10 @@ class Recipe(BaseModel):
     )
     prm: str | None = _changes_results(None, "verifier: a model, 'shared' for a head on the policy, or none")
     prm_family: str | None = _changes_results(None, "how the verifier reads steps; none asks the model")
+    quantization: Quantization | None = _changes_results(
+        None, "the policy's weights in memory: int8, int4, or gguf (as the file has them); none is float32"
+    )
+    prm_quantization: Quantization | None = _changes_results(None, "the same for the verifier's weights")
     problems: str = _changes_results(..., "the problems' specification", min_length=1)
     limit: int | None = _changes_results(None, "keep only the first problems", ge=1)
     strategies: tuple[str, ...] = _changes_results(("majority",), "search strategies", min_length=1)
@@ -85,6 +89,10 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _strategies_can_run(self) -> Recipe:
+        if self.prm_quantization is not None and self.prm in (None, SHARED):
+            raise ValueError(
+                f"prm_quantization={self.prm_quantization} needs a verifier of its own; prm is {self.prm or 'none'}"
+            )
         for name in self.strategies:
             if STRATEGIES[name].needs_prm and self.prm is None:
                 raise ValueError(f"strategy {name} needs a verifier; set prm, or use greedy or majority")

@@ -67,7 +67,7 @@ def solve(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     done = set(skip)
-    policy = load_model(recipe.policy)
+    policy = load_model(recipe.policy, quantization=recipe.quantization)
     kv = recipe.kv_memory_gb or KV_GIB
     engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
     scorer = _scorer(recipe, engine, kv) if any(p.scored for p in passes) else None
@@ -135,7 +135,7 @@ def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
     assert recipe.prm is not None
     if recipe.prm == SHARED:
         return load_shared_head(engine)
-    return load_prm(recipe.prm, kv_memory=kv, family=recipe.prm_family)
+    return load_prm(recipe.prm, kv_memory=kv, family=recipe.prm_family, quantization=recipe.prm_quantization)
 
 
 def _jobs(

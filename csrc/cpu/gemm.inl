@@ -17,27 +17,31 @@ inline __attribute__((always_inline)) void unroll(F&& f) {
     unroll_from<0, N>(f);
 }
 
-constexpr int max_vecs(int rows) { return rows <= 2 ? VECS_FEW_ROWS : VECS; }
+// Tile sizes where weights are floats: most rows, and most registers of columns of so many rows.
+struct FloatShape {
+    static constexpr int ROWS_MOST = ROWS;
+    static constexpr int vecs(int rows) { return rows <= 2 ? VECS_FEW_ROWS : VECS; }
+};
 
 // Tile<M, N>::run for every tile size.
-template <class Fn, template <int, int> class Tile>
+template <class Fn, template <int, int> class Tile, class Shape = FloatShape>
 struct Tiles {
-    Fn at[ROWS + 1][VECS_FEW_ROWS + 1] = {};
+    Fn at[Shape::ROWS_MOST + 1][VECS_FEW_ROWS + 1] = {};
     constexpr Tiles() { fill<1, 1>(); }
     template <int M, int N>
     constexpr void fill() {
         at[M][N] = &Tile<M, N>::run;
-        if constexpr (N < max_vecs(M))
+        if constexpr (N < Shape::vecs(M))
             fill<M, N + 1>();
-        else if constexpr (M < ROWS)
+        else if constexpr (M < Shape::ROWS_MOST)
             fill<M + 1, 1>();
     }
 };
 
 // f(row, rows) over tiles of nearly equal height: seven rows are 4 + 3, not 6 + 1.
-template <class F>
+template <class Shape = FloatShape, class F>
 inline void row_tiles(int64_t rows, F&& f) {
-    int64_t tiles = (rows + ROWS - 1) / ROWS;
+    int64_t tiles = (rows + Shape::ROWS_MOST - 1) / Shape::ROWS_MOST;
     for (int64_t r = 0, m; r < rows; r += m, tiles--) {
         m = (rows - r + tiles - 1) / tiles;
         f(r, static_cast<int>(m));
@@ -75,14 +79,15 @@ struct LinearTile {
     const float* a;  // rows of x from the first k of this block
     int64_t lda;
     const char* b;         // panel from the first k of this block, at the first column
-    int64_t panel_stride;  // bytes
+    int64_t panel_stride;  // bytes; 0 for quantised weights, which find their panels by `column`
     int64_t k;
     float* c;  // and the other row-major operands, at the first row and column
     int64_t ldc;
     const float* add;  // what the products are added to: bias, out, or null
     int64_t ld_add;    // 0 for bias
     const float* residual;
-    int tail;  // valid lanes of the last register
+    int tail;    // valid lanes of the last register
+    int column;  // the first one, counted from the block's
     Weight weight;
 };
 
@@ -116,18 +121,20 @@ struct LinearRun {
 
 using LinearTiles = void (*)(const LinearTile&);
 
-// Every tile of rows x columns; b is known to begin at a panel unless the weights are float.
-template <template <int, int> class Run>
+// Every tile of rows x columns of a block. Quantised tiles begin at a panel.
+template <template <int, int> class Run, class Shape = FloatShape>
 inline void linear_tiles(LinearTile t, int64_t rows, int columns) {
-    static constexpr Tiles<LinearTiles, Run> tiles;
+    static constexpr Tiles<LinearTiles, Run, Shape> tiles;
     const int vecs = (columns + W - 1) / W;
-    const int group = max_vecs(rows < ROWS ? static_cast<int>(rows) : ROWS);
+    const int64_t tile_count = (rows + Shape::ROWS_MOST - 1) / Shape::ROWS_MOST;
+    const int group = Shape::vecs(static_cast<int>((rows + tile_count - 1) / tile_count));
     const LinearTile start = t;
     for (int v = 0; v < vecs; v += group) {
         const int n = vecs - v < group ? vecs - v : group;
         t.tail = columns - (v + n - 1) * W < W ? columns - (v + n - 1) * W : W;
-        row_tiles(rows, [&](int64_t r, int m) {
+        row_tiles<Shape>(rows, [&](int64_t r, int m) {
             const int64_t column = v * W;
+            t.column = v * W;
             t.a = start.a + r * t.lda;
             t.b = start.b + (v / VECS_PER_PANEL) * t.panel_stride + (v % VECS_PER_PANEL) * W * sizeof(float);
             t.c = start.c + r * t.ldc + column;

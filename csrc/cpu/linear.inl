@@ -2,12 +2,10 @@
 
 template <int BITS, template <int, int> class Run>
 inline void quant_tiles(LinearTile t, int64_t rows, int columns, float* scratch) {
-    if (rows <= QUANT_ROWS) return linear_tiles<Run>(t, rows, columns);
-    constexpr int64_t panel = K_BLOCK * PANEL;
-    for (int p = 0; p * PANEL < columns; p++)
-        unpack_panel<BITS>(t.b + p * t.panel_stride, t.weight, t.k, scratch + p * panel);
+    if (rows <= UNPACK_ROWS && t.k % OCTET == 0) return linear_tiles<Run, QuantShape>(t, rows, columns);
+    unpack_block<BITS>(t.b, t.weight, t.k, scratch);
     t.b = reinterpret_cast<const char*>(scratch);
-    t.panel_stride = panel * static_cast<int64_t>(sizeof(float));
+    t.panel_stride = K_BLOCK * PANEL * static_cast<int64_t>(sizeof(float));
     linear_tiles<LinearRun>(t, rows, columns);
 }
 
@@ -23,14 +21,13 @@ void linear(const LinearArgs& g, int64_t row_begin, int64_t row_end, int64_t pan
         t.k = g.k - k < per_block ? g.k - k : per_block;
         t.lda = g.k;
         t.ldc = g.n;
-        t.panel_stride = g.weight.panel_bytes(g.k);
+        t.panel_stride = g.weight.bits == 32 ? g.k * PANEL * static_cast<int64_t>(sizeof(float)) : 0;
         t.a = g.x + row_begin * g.k + k;
-        const int64_t first = g.weight.bits == 32 ? k * PANEL * 4 : k / g.weight.group * g.weight.group_bytes();
-        for (int64_t p = panel_begin; p < panel_end; p += 4) {
+        for (int64_t p = panel_begin; p < panel_end; p += BLOCK_PANELS) {
             const int64_t column = p * PANEL, at = row_begin * g.n + column;
-            const int64_t end = (p + 4 < panel_end ? p + 4 : panel_end) * PANEL;
+            const int64_t end = (p + BLOCK_PANELS < panel_end ? p + BLOCK_PANELS : panel_end) * PANEL;
             const int columns = static_cast<int>((end < g.n ? end : g.n) - column);
-            t.b = g.weight.data + p * t.panel_stride + first;
+            t.b = g.weight.data + p / BLOCK_PANELS * g.weight.block_bytes(g.k) + g.weight.offset(k);
             t.c = g.out + at;
             t.add = k ? t.c : g.bias ? g.bias + column : nullptr;
             t.ld_add = k ? g.n : 0;

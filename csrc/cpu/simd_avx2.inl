@@ -8,7 +8,11 @@ constexpr int W = 8;
 constexpr int ROWS = 6;
 constexpr int VECS = 2;
 constexpr int VECS_FEW_ROWS = 4;
-constexpr int QUANT_ROWS = 4;  // most rows for which weights are unpacked in registers
+// The same where weights are unpacked in registers, and the most rows for which that is done at all.
+constexpr int QUANT_ROWS = 4;
+constexpr int QUANT_VECS = 2;
+constexpr int QUANT_FEW_ROWS = 1;  // take VECS_FEW_ROWS
+constexpr int UNPACK_ROWS = 12;
 
 inline Reg zero() { return _mm256_setzero_ps(); }
 inline Reg set1(float x) { return _mm256_set1_ps(x); }
@@ -22,13 +26,15 @@ inline void store_n(float* p, Reg x, int n) { _mm256_maskstore_ps(p, lanes(n), x
 inline Reg load_halves(const char* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-// Packed codes, 32 bits a lane: signed byte I of each lane, and half byte I % 4 (low, from I = 4 high).
+// Packed codes, 32 bits a lane: 2^24 times the signed byte I of each lane, and its half byte I % 4 (low, from I = 4 high).
 using Ints = __m256i;
 inline Ints load_ints(const char* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 template <int I>
 inline Reg byte(Ints x) {
-    if constexpr (I < 3) x = _mm256_slli_epi32(x, 24 - 8 * I);
-    return _mm256_cvtepi32_ps(_mm256_srai_epi32(x, 24));
+    constexpr int first = 0x00808080 + (I << 24), step = 4 << 24;  // zeros below the byte, lane after lane
+    const __m256i bytes = _mm256_setr_epi32(first, first + step, first + 2 * step, first + 3 * step, first,
+                                            first + step, first + 2 * step, first + 3 * step);
+    return _mm256_cvtepi32_ps(_mm256_shuffle_epi8(x, bytes));
 }
 template <int I>
 inline Reg half_byte(Ints x) {

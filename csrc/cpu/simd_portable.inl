@@ -13,7 +13,11 @@ constexpr int ROWS = 6;
 #endif
 constexpr int VECS = 4;
 constexpr int VECS_FEW_ROWS = 4;
-constexpr int QUANT_ROWS = 3;  // most rows for which weights are unpacked in registers
+// The same where weights are unpacked in registers, and the most rows for which that is done at all.
+constexpr int QUANT_ROWS = 3;
+constexpr int QUANT_VECS = 4;
+constexpr int QUANT_FEW_ROWS = 3;  // take VECS_FEW_ROWS
+constexpr int UNPACK_ROWS = 6;
 
 inline Reg zero() { return Reg{0, 0, 0, 0}; }
 inline Reg set1(float x) { return Reg{x, x, x, x}; }
@@ -45,7 +49,7 @@ inline Reg load_halves(const char* p) {
     }
     return r;
 }
-// Packed codes, 32 bits a lane: signed byte I of each lane, and half byte I % 4 (low, from I = 4 high).
+// Packed codes, 32 bits a lane: 2^24 times the signed byte I of each lane, and its half byte I % 4 (low, from I = 4 high).
 using Ints = Mask;
 inline Ints load_ints(const char* p) {
     Ints x;
@@ -55,7 +59,8 @@ inline Ints load_ints(const char* p) {
 template <int I>
 inline Reg byte(Ints x) {
     typedef uint32_t Words __attribute__((vector_size(16)));
-    return __builtin_convertvector(reinterpret_cast<Ints>(reinterpret_cast<Words>(x) << (24 - 8 * I)) >> 24, Reg);
+    const Words top = (reinterpret_cast<Words>(x) << (24 - 8 * I)) & 0xff000000u;
+    return __builtin_convertvector(reinterpret_cast<Ints>(top), Reg);
 }
 template <int I>
 inline Reg half_byte(Ints x) {

@@ -16,13 +16,15 @@ constexpr int THRESHOLDS = 8;    // at which the sampler weighs a row in one pas
 
 // Longest run of inputs that a linear layer sums in registers, a multiple of OCTET and of every quantised group.
 constexpr int64_t K_BLOCK = 384, K_STEP = 32;
-constexpr int OCTET = 8;  // inputs that lie together in a quantised panel
+constexpr int BLOCK_PANELS = 4;  // panels that a task of a linear layer takes together
+constexpr int BLOCK_COLUMNS = BLOCK_PANELS * PANEL;
+constexpr int OCTET = 8;  // inputs that lie together in a quantised weight
 
-// A packed weight [n][k] in panels of PANEL outputs, the last padded with zeros.
-// 32 bits: float [ceil(n / PANEL)][k][PANEL]. 8 or 4 bits: each panel is ceil(k / group) groups of consecutive inputs,
-// each of them scales [PANEL], minima [PANEL] (or none), codes; a weight is scale * code + minimum. Eight-bit codes are
-// int8 [group / 4][PANEL][4]. Four-bit codes are 0..15 in bytes [group / OCTET][PANEL][4]: byte i holds input i of the
-// eight in its low half and input 4 + i in its high half.
+// A packed weight [n][k]; outputs beyond n are zeros. 32 bits: float panels [ceil(n / PANEL)][k][PANEL].
+// 8 or 4 bits: blocks of BLOCK_COLUMNS outputs, each ceil(k / group) groups of consecutive inputs. A group is scales
+// [BLOCK_COLUMNS], as many minima (or none), codes; a weight is scale * code + minimum. Eight-bit codes are
+// int8 [group / 4][BLOCK_COLUMNS][4]. Four-bit codes are 0..15 in bytes [group / OCTET][BLOCK_COLUMNS][4]: byte i holds
+// input i of the eight in its low half and input 4 + i in its high half. So a task reads one stream, front to back.
 struct Weight {
     const char* data;
     int bits;
@@ -30,12 +32,13 @@ struct Weight {
     bool wide;    // scales and minima are float32, else float16
     bool minima;
 
-    int64_t param_bytes() const { return PANEL * (wide ? 4 : 2) * (minima ? 2 : 1); }
-    int64_t group_bytes() const { return param_bytes() + static_cast<int64_t>(group) * PANEL * bits / 8; }
-    // From one panel to the next.
-    int64_t panel_bytes(int64_t k) const {
-        return bits == 32 ? k * PANEL * 4 : (k + group - 1) / group * group_bytes();
+    int64_t param_bytes() const { return BLOCK_COLUMNS * (wide ? 4 : 2) * (minima ? 2 : 1); }
+    int64_t group_bytes() const { return param_bytes() + static_cast<int64_t>(group) * BLOCK_COLUMNS * bits / 8; }
+    int64_t block_bytes(int64_t k) const {
+        return bits == 32 ? BLOCK_COLUMNS * k * 4 : (k + group - 1) / group * group_bytes();
     }
+    // Where inputs from k on begin in a block; k is a multiple of group.
+    int64_t offset(int64_t k) const { return bits == 32 ? k * PANEL * 4 : k / group * group_bytes(); }
 };
 
 struct LinearArgs {

@@ -154,6 +154,11 @@ _SOLVE = (
     ("policy", {"metavar": "P", "help": "model: folder, .gguf file, tiny-wc, or hub id"}),
     ("prm", {"metavar": "R", "help": "verifier: a model, or 'shared' for the policy's own head"}),
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
+    (
+        "quantization",
+        {"metavar": "Q", "help": "policy weights: int8, int4 or gguf (as in the file) (default: float32)"},
+    ),
+    ("prm-quantization", {"metavar": "Q", "help": "the same for the verifier's weights"}),
     ("problems", {"metavar": "SPEC", "help": "see below"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),
     (

@@ -18,7 +18,7 @@ from wcse.engine.params import WHOLE, SamplingParams
 from wcse.models.decoder import KVPool
 from wcse.models.load import LoadedModel, load_model
 from wcse.prompts import render_chat, render_text
-from wcse.types import Finish, Node, WcseError
+from wcse.types import Finish, Node, Quantization, WcseError
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
@@ -54,6 +54,8 @@ class LLM:
     Args:
         model: a Hugging Face folder, a .gguf file, an embedded model's name ("tiny-wc") or a hub id.
         dtype: of the weights in memory; "auto" and "float32" are the same on a CPU.
+        quantization: of the weights in memory: None (float32), "int8", "int4", or "gguf" (as the file has them); a
+            model that is loaded already keeps its own.
         seed: of all random numbers; the same seed gives the same completions whatever the batch.
         max_num_seqs: most completions that decode at once.
         max_model_len: cap on prompt and completion together; the model's own limit where None.
@@ -68,12 +70,18 @@ class LLM:
         model: str | Path | LoadedModel,
         *,
         dtype: str = "auto",
+        quantization: Quantization | None = None,
         seed: int = 0,
         max_num_seqs: int = 256,
         max_model_len: int | None = None,
         kv_memory: float = 2.0,
     ) -> None:
-        loaded = model if isinstance(model, LoadedModel) else load_model(model, dtype=dtype)
+        if isinstance(model, LoadedModel):
+            if quantization is not None and quantization != model.decoder.quantization:
+                raise WcseError(f"quantization={quantization!r}: give it to load_model; this model is loaded")
+            loaded = model
+        else:
+            loaded = load_model(model, dtype=dtype, quantization=quantization)
         if max_model_len is not None:
             if not 2 <= max_model_len <= loaded.context:
                 raise WcseError(f"max_model_len={max_model_len}: give a number from 2 to {loaded.context}")

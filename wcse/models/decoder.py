@@ -18,6 +18,7 @@ from torch import Tensor
 from wcse.kernels import ops
 from wcse.models.spec import LayerSpec, ModelSpec, Rope
 from wcse.models.weights import Weights
+from wcse.types import Quantization
 
 LOGIT_ROWS = 128  # rows of logits held at once where only one number of each is wanted
 
@@ -129,7 +130,13 @@ class Decoder:
     """A model in memory. Immutable apart from its rope tables, which grow; float32 on the CPU."""
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, *, lm_head: bool = True, backend: ops.Backend = "auto"
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        *,
+        lm_head: bool = True,
+        backend: ops.Backend = "auto",
+        quantization: Quantization | None = None,
     ) -> None:
         """Read and pack the weights, one layer at a time.
 
@@ -137,22 +144,49 @@ class Decoder:
             lm_head: read the output matrix; without it ``logits`` is an error, and the checkpoint of a
                 verifier need not have one.
             backend: which kernels to use, as in ``wcse.kernels.ops``.
+            quantization: how matrices are kept in memory. None: float32. "int8" and "int4": quantised while they
+                are read, as in ``ops.pack_linear``; with "int4" the embedding and the output matrix have 8 bits,
+                for they cost most accuracy. "gguf": in the codes of the file, which gives the bits of None.
 
         Raises:
             WcseError: a tensor is missing or has another shape than the spec says.
         """
         self.spec = spec
         self.backend = backend
-        embed = weights.tensor("embed_tokens.weight", spec.vocab_size, spec.dim)
+        self.quantization = quantization
         self._head: ops.PackedLinear | None = None
         if lm_head:
-            matrix = embed if spec.tied else weights.tensor("lm_head.weight", spec.vocab_size, spec.dim)
-            self._head = ops.pack_linear(matrix)
-        # A tied embedding is read out of the packed output matrix: a second copy may be a quarter of the model.
-        self._embedding = self._head if spec.tied and self._head else embed.float()
+            name = "embed_tokens" if spec.tied else "lm_head"
+            self._head = self._vocabulary(f"{name}.weight", weights)
+        self._embedding = self._read_embedding(weights)
         self._ropes = _rope_tables(spec, weights)
         self._layers = [self._read_layer(i, layer, weights) for i, layer in enumerate(spec.layers)]
         self._norm = weights.tensor("norm.weight", spec.dim).float()
+
+    def _vocabulary(self, name: str, weights: Weights) -> ops.PackedLinear:
+        """The matrix of one row per token; never of 4 bits."""
+        how = "int8" if self.quantization == "int4" else self.quantization
+        return _pack(weights, {name: self.spec.vocab_size}, self.spec.dim, how)
+
+    def _read_embedding(self, weights: Weights) -> Tensor | ops.PackedLinear:
+        spec, name = self.spec, "embed_tokens.weight"
+        # A tied embedding is read out of the packed output matrix: a second copy may be a quarter of the model.
+        if spec.tied and self._head:
+            return self._head
+        if self.quantization is not None:
+            return self._vocabulary(name, weights)
+        return weights.tensor(name, spec.vocab_size, spec.dim).float()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the matrices; norms and biases are small beside them."""
+        matrices: list[ops.PackedLinear] = [
+            m for la in self._layers for m in (la.qkv, la.o, la.gate_up, la.down)
+        ]
+        if self._head is not None:
+            matrices.append(self._head)
+        total = sum(matrix.nbytes for matrix in matrices)
+        return total if self._embedding is self._head else total + self._embedding.nbytes
 
     def _read_layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
         spec, prefix = self.spec, f"layers.{index}."
@@ -165,8 +199,8 @@ class Decoder:
             return weights.tensor(prefix + name, spec.dim).float()
 
         def fused(parts: dict[str, int], columns: int) -> ops.PackedLinear:
-            rows = [weights.tensor(f"{prefix}{name}.weight", size, columns) for name, size in parts.items()]
-            return ops.pack_linear(rows[0] if len(rows) == 1 else torch.cat(rows))
+            named = {f"{prefix}{name}.weight": size for name, size in parts.items()}
+            return _pack(weights, named, columns, self.quantization)
 
         def bias(parts: dict[str, int], wanted: bool) -> Tensor | None:
             if not wanted:
@@ -306,12 +340,23 @@ class Decoder:
 
 def _gather(matrix: Tensor | ops.PackedLinear, rows: Tensor) -> Tensor:
     """``matrix[rows]``, copied by numpy: torch would start an OpenMP region, which stalls on a busy machine."""
-    n = rows.numpy()
     if isinstance(matrix, Tensor):
-        return torch.from_numpy(matrix.numpy().take(n, axis=0))
-    panels = matrix.panels.numpy()  # row n is column n % width of panel n // width
-    width = panels.shape[2]
-    return torch.from_numpy(panels[n // width, :, n % width])
+        return torch.from_numpy(matrix.numpy().take(rows.numpy(), axis=0))
+    return matrix.rows(rows)
+
+
+def _pack(
+    weights: Weights, parts: dict[str, int], columns: int, quantization: Quantization | None
+) -> ops.PackedLinear:
+    """Matrices [rows, columns] below one another, packed; ``parts`` maps their names to their rows."""
+    if quantization == "gguf":
+        stored = [weights.quantized(name, size, columns) for name, size in parts.items()]
+        codes = [part for part in stored if part is not None]
+        if len(codes) == len(stored):
+            return ops.pack_quantized(ops.stack(codes))
+    rows = [weights.tensor(name, size, columns) for name, size in parts.items()]
+    matrix = rows[0] if len(rows) == 1 else torch.cat(rows)
+    return ops.pack_linear(matrix, "fp32" if quantization in (None, "gguf") else quantization)
 
 
 def _rope_tables(spec: ModelSpec, weights: Weights) -> dict[Rope, RopeTable]:

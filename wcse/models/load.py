@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ from wcse.models.gguf_tokenizer import gguf_eos_ids, gguf_tokenizer
 from wcse.models.hf import open_hf, read_json
 from wcse.models.spec import ModelSpec, spec_from_hf
 from wcse.models.weights import Weights
-from wcse.types import WcseError
+from wcse.types import Quantization, WcseError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
@@ -76,7 +76,13 @@ class _Parts:
     eos_ids: frozenset[int]
 
 
-def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool = True) -> LoadedModel:
+def load_model(
+    path_or_name: str | Path,
+    *,
+    dtype: str = "auto",
+    lm_head: bool = True,
+    quantization: Quantization | None = None,
+) -> LoadedModel:
     """Load a model.
 
     Args:
@@ -84,6 +90,8 @@ def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool =
             hub id ("Qwen/Qwen2.5-0.5B-Instruct"), in this order.
         dtype: of the weights in memory; on the CPU "auto" and "float32" are the same.
         lm_head: False leaves out the output matrix, for a verifier that needs no logits.
+        quantization: of the matrices in memory: None (float32), "int8", "int4", or "gguf" (as the GGUF file has
+            them, exactly); see ``Decoder``. Arithmetic is float32 in every case.
 
     Raises:
         WcseError: the model cannot be found or read, or is of a kind that is not supported; the message says
@@ -91,11 +99,16 @@ def load_model(path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool =
     """
     if dtype not in ("auto", "float32"):
         raise WcseError(f"dtype={dtype!r} is not supported on the CPU; use 'float32'")
+    if quantization is not None and quantization not in get_args(Quantization):
+        names = ", ".join(map(repr, get_args(Quantization)))
+        raise WcseError(f"quantization={quantization!r} is unknown; use {names} or None")
     path = find_model(path_or_name)
+    if quantization == "gguf" and path.suffix != ".gguf":
+        raise WcseError(f"quantization='gguf': {path} is not a .gguf file; use 'int8' or 'int4'")
     parts = _open_gguf(path) if path.suffix == ".gguf" else _open_folder(path)
     _check_vocabulary(path, parts)
     with _one_thread():
-        decoder = Decoder(parts.spec, parts.weights, lm_head=lm_head)
+        decoder = Decoder(parts.spec, parts.weights, lm_head=lm_head, quantization=quantization)
     return LoadedModel(
         decoder=decoder,
         tokenizer=parts.tokenizer,

@@ -20,7 +20,7 @@ from wcse.reward.families import FAMILIES, Family, Layout, family_named
 from wcse.reward.head import Head, head_from_tensors
 from wcse.reward.readers import HeadReader, LogprobReader, Reader
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM, SharedHead
-from wcse.types import WcseError
+from wcse.types import Quantization, WcseError
 
 SHARED_FILE = "prm_head.safetensors"
 """A shared head lies beside the policy's weights: ``score.*`` tensors, and metadata with its ``default_agg``."""
@@ -47,21 +47,24 @@ def load_shared_head(engine: Engine) -> SharedHead:
     return SharedHead(engine, head, default_agg=metadata.get("default_agg", "last"))
 
 
-def load_prm(path: str, *, kv_memory: float, family: str | None = None) -> SeparatePRM | ImplicitPRM:
+def load_prm(
+    path: str, *, kv_memory: float, family: str | None = None, quantization: Quantization | None = None
+) -> SeparatePRM | ImplicitPRM:
     """A process reward model with its own KV tree, or two.
 
     Args:
         path: as for a policy.
         kv_memory: GiB for its keys and values.
         family: name in ``families.FAMILIES``; None takes what the model says of itself.
+        quantization: of its weights (and its reference's) in memory, as in ``load_model``.
 
     Raises:
         WcseError: the model cannot be loaded, or its head or vocabulary does not fit the family.
     """
     chosen = family_named(family or _guess_family(path, read_config(path)))
     if chosen.ratio:
-        return _load_implicit(path, chosen, kv_memory)
-    model = load_model(path, lm_head=False)
+        return _load_implicit(path, chosen, kv_memory, quantization)
+    model = load_model(path, lm_head=False, quantization=quantization)
     layout = _layout(chosen, model, path)
     if layout.column_ids is None:
         head = head_from_tensors(model.extra_tensors(), model.spec.dim, source=path)
@@ -70,16 +73,18 @@ def load_prm(path: str, *, kv_memory: float, family: str | None = None) -> Separ
     return _separate(model, layout, HeadReader(head), kv_memory)
 
 
-def _load_implicit(path: str, family: Family, kv_memory: float) -> ImplicitPRM:
+def _load_implicit(
+    path: str, family: Family, kv_memory: float, quantization: Quantization | None
+) -> ImplicitPRM:
     """The model and its reference, with half of the memory each."""
-    model = load_model(path)
+    model = load_model(path, quantization=quantization)
     name, beta = model.extras.get("reference"), model.extras.get("beta")
     if not isinstance(name, str) or not isinstance(beta, int | float) or not beta > 0:
         raise WcseError(
             f"prm={path!r}: an implicit PRM needs 'reference' (a model) and 'beta' (a positive number) in the "
             f"'wcse' object of its config.json; it has reference={name!r}, beta={beta!r}"
         )
-    reference = load_model(name)
+    reference = load_model(name, quantization=quantization)
     if reference.spec.vocab_size < model.spec.vocab_size:
         raise WcseError(
             f"prm={path!r}: its reference {name!r} has {reference.spec.vocab_size} tokens and the PRM "
