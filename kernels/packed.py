@@ -216,6 +216,7 @@ def _fitted(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     best_scale, best_low = torch.zeros_like(low), torch.zeros_like(low)
     best_codes = torch.zeros_like(x, dtype=torch.int8)
     total = x.sum(1)
+    unit = (1 / x.abs().amax(1).clamp(min=1e-30))[:, None]  # squares stay in the range of float32
     for steps in _STEPS:
         first = _codes(x, (high - low) / steps, low, 0, 15).float()
         sums, squares, products = first.sum(1), first.square().sum(1), (first * x).sum(1)
@@ -224,7 +225,7 @@ def _fitted(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale = _storable(scale)
         minimum = _storable((total - scale * sums) / GROUP)
         codes = _codes(x, scale, minimum, 0, 15)
-        error = (codes * scale[:, None] + minimum[:, None] - x).square().sum(1)
+        error = ((codes * scale[:, None] + minimum[:, None] - x) * unit).square().sum(1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale, best_low = torch.where(better, scale, best_scale), torch.where(better, minimum, best_low)

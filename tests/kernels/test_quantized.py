@@ -101,13 +101,13 @@ def test_quantising_moves_a_weight_by_less_than_a_step(
 ) -> None:
     weight = torch.randn(n, k, generator=torch.Generator().manual_seed(seed)) * scale
     codes = ops.quantize(weight, bits)
-    padded = torch.zeros(n, -(-k // 32) * 32)
+    padded = torch.zeros(n, -(-k // 32) * 32, dtype=torch.float64)
     padded[:, :k] = codes.weight() - weight
     error = padded.view(n, -1, 32).square().mean(-1).sqrt()
     padded[:, :k] = weight
     groups = padded.view(n, -1, 32)
     step = groups.abs().amax(-1) / 127 if bits == 8 else (groups.amax(-1) - groups.amin(-1)) / 15
-    floor = 1e-3 * step.amax() + 1e-38  # scales of float16 are rounded
+    floor = 2e-3 * step.amax() + 1e-38  # scales of float16 are rounded
     assert bool((error <= 0.62 * step + floor).all())
     assert torch.equal(ops.pack_quantized(codes).weight(), codes.weight())
 
