@@ -3,9 +3,11 @@
     python bench/quant_accuracy.py [MODEL ...] [--text FILE] [--problems K]
 
 MODEL is a folder, a .gguf file or an embedded name (default: tiny-wc, and SmolLM2-135M where its package is there).
-Perplexity is over FILE (default: this project's README), errors are against the same model in float32; pass@1 is
-greedy, for models that know the embedded problems (tiny-wc). A GGUF file is itself quantised: what is measured is the
-second rounding, and weights that lie on a 4-bit grid already lose little more; take a float checkpoint to judge int4.
+Perplexity is over FILE (default: this project's README), for tiny-wc over its own float32 solutions, since it knows
+nothing else; errors are against the same model in float32. pass@1 is greedy, for tiny-wc.
+
+A GGUF file is itself quantised: what is measured is the second rounding, and weights that lie on a 4-bit grid already
+lose little more; take a float checkpoint to judge int4.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import pytest
 import torch
 
 from wcse import Recipe, _core, load_problems, solve_all
+from wcse.data.record import SolveRecord
 from wcse.models.decoder import Batch, KVPool
 from wcse.models.load import LoadedModel, load_model
+from wcse.prompts import render_problem
 
 ROOT = Path(__file__).parent.parent
 WINDOW = 512
@@ -40,11 +44,22 @@ def logits(model: LoadedModel, tokens: list[int]) -> torch.Tensor:
     return model.decoder.logits(model.decoder.forward(batch, KVPool(model.spec, pages)))
 
 
-def compare(name: str, text: str) -> None:
+def text_windows(model: LoadedModel, text: str) -> list[list[int]]:
+    ids = model.tokenizer.encode(text)[: 4 * WINDOW]
+    return [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW) if len(ids) - i > 1]
+
+
+def solution_windows(model: LoadedModel, records: list[SolveRecord]) -> list[list[int]]:
+    """Problems as the model sees them, with solutions that it wrote itself in float32."""
+    return [
+        render_problem(model.tokenizer, record.problem.prompt, None)
+        + [token for node in record.nodes for token in node.token_ids]
+        for record in records
+    ]
+
+
+def compare(name: str, exact: LoadedModel, windows: list[list[int]]) -> None:
     """Print one line per format."""
-    exact = load_model(name)
-    ids = exact.tokenizer.encode(text)[: 4 * WINDOW]
-    windows = [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW) if len(ids) - i > 1]
     want = [logits(exact, window) for window in windows]
     base = perplexity(want, windows)
     print(f"{name}: float32, {exact.decoder.weight_bytes / 2**20:.0f} MiB, perplexity {base:.3f}")
@@ -71,8 +86,9 @@ def perplexity(scores: list[torch.Tensor], windows: list[list[int]]) -> float:
     return math.exp(total / count)
 
 
-def pass_at_1(count: int) -> None:
-    """Greedy answers of tiny-wc to problems that its training never drew."""
+def pass_at_1(count: int) -> list[SolveRecord]:
+    """Greedy answers of tiny-wc to problems that its training never drew; returns those in float32."""
+    found = {}
     spec = f"gsm_symbolic:size={count},seed=20261122"
     problems = load_problems(spec)
     for quantization in (None, *FORMATS):
@@ -80,8 +96,10 @@ def pass_at_1(count: int) -> None:
             {"policy": "tiny-wc", "problems": spec, "strategies": ("greedy",), "max_tokens": 256}
             | ({"quantization": quantization} if quantization else {})
         )
-        right = sum(record.correct is True for record in solve_all(recipe, problems))
+        found[quantization] = solve_all(recipe, problems)
+        right = sum(record.correct is True for record in found[quantization])
         print(f"tiny-wc pass@1, greedy, {quantization or 'float32'}: {right} of {count}")
+    return found[None]
 
 
 def main() -> None:
@@ -99,9 +117,12 @@ def main() -> None:
         except pytest.skip.Exception as missing:
             print(missing)
     for name in names:
-        compare(name, options.text.read_text(encoding="utf-8"))
-    if options.problems:
-        pass_at_1(options.problems)
+        exact = load_model(name)
+        if name == "tiny-wc":
+            windows = solution_windows(exact, pass_at_1(options.problems))
+        else:
+            windows = text_windows(exact, options.text.read_text(encoding="utf-8"))
+        compare(name, exact, windows)
 
 
 if __name__ == "__main__":
