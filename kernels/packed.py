@@ -30,7 +30,7 @@ GROUP = 32
 """Inputs that share a scale in the formats "int8" and "int4"."""
 
 _HALF_NORMAL, _HALF_MAX = 2.0**-14, 65504.0  # smallest normal and largest float16
-_CHUNK = 1 << 20  # weights quantised at a time: the working copies stay in the cache
+_CHUNK = 1 << 17  # weights quantised at a time: the working copies stay in the cache
 _STEPS = (15.0, 14.4, 15.7, 16.5, 17.5)  # codes of 4 bits in the range of a group
 
 
@@ -202,7 +202,7 @@ def quantize(weight: Tensor, bits: int) -> QuantizedWeight:
 def _symmetric(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of 8 bits around 0 and scales of groups [B, 32]: the largest weight becomes 127 or -127."""
     scale = _storable(x.abs().amax(1) / 127)
-    return _codes(x, scale, 0.0, -127, 127), scale
+    return _codes(x, scale, 0.0, -127, 127).to(torch.int8), scale
 
 
 def _fitted(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,11 +214,10 @@ def _fitted(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     low, high = x.amin(1), x.amax(1)
     best_error = torch.full_like(low, torch.inf)
     best_scale, best_low = torch.zeros_like(low), torch.zeros_like(low)
-    best_codes = torch.zeros_like(x, dtype=torch.int8)
     total = x.sum(1)
     unit = (1 / x.abs().amax(1).clamp(min=1e-30))[:, None]  # squares stay in the range of float32
     for steps in _STEPS:
-        first = _codes(x, (high - low) / steps, low, 0, 15).float()
+        first = _codes(x, (high - low) / steps, low, 0, 15)
         sums, squares, products = first.sum(1), first.square().sum(1), (first * x).sum(1)
         spread = GROUP * squares - sums * sums
         scale = torch.where(spread > 0, (GROUP * products - sums * total) / spread, 0.0)
@@ -229,15 +228,14 @@ def _fitted(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale, best_low = torch.where(better, scale, best_scale), torch.where(better, minimum, best_low)
-        best_codes[better] = codes[better]
-    return best_codes, best_scale, best_low
+    return _codes(x, best_scale, best_low, 0, 15).to(torch.int8), best_scale, best_low
 
 
 def _codes(x: Tensor, scale: Tensor, minimum: Tensor | float, least: int, most: int) -> Tensor:
-    """The nearest codes int8 [B, 32]; 0 where the scale is 0."""
+    """The nearest codes, as floats [B, 32]; 0 where the scale is 0."""
     low = minimum[:, None] if isinstance(minimum, Tensor) else minimum
     inverse = torch.where(scale != 0, 1 / scale, 0.0)[:, None]
-    return ((x - low) * inverse).round_().clamp_(least, most).to(torch.int8)
+    return ((x - low) * inverse).round_().clamp_(least, most)
 
 
 def _storable(values: Tensor) -> Tensor:
