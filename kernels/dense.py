@@ -24,3 +24,8 @@ class DenseLinear:
     def weight(self) -> Tensor:
         """The weight [N, K], not a copy."""
         return self.tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.tensor.numel() * self.tensor.element_size()

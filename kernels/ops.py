@@ -13,7 +13,6 @@ Knows nothing of models, trees or engines.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,6 +21,15 @@ from torch import Tensor
 from wcse import _core
 from wcse.kernels import reference
 from wcse.kernels.dense import DenseLinear
+from wcse.kernels.packed import (
+    Format,
+    PackedLinear,
+    QuantizedWeight,
+    pack_linear,
+    pack_quantized,
+    quantize,
+    stack,
+)
 from wcse.kernels.reference import PAGE
 from wcse.types import WcseError
 
@@ -34,18 +42,23 @@ Activation = Literal["silu", "gelu_tanh"]
 __all__ = [
     "PAGE",
     "DenseLinear",
+    "Format",
     "Linear",
     "PackedLinear",
+    "QuantizedWeight",
     "add_rms_norm",
     "device_plan",
     "gated_act",
     "group_top_k",
     "linear",
     "pack_linear",
+    "pack_quantized",
+    "quantize",
     "rms_norm",
     "rope_write_kv",
     "sample",
     "score_steps",
+    "stack",
     "token_logprobs",
     "tree_attention",
 ]
@@ -390,41 +403,7 @@ def gated_act(gate_up: Tensor, act: Activation = "silu", *, backend: Backend = "
     return out
 
 
-PANEL = 16
-"""Output columns in one panel of a packed weight."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedLinear:
-    """A weight [N, K] cut into panels of 16 outputs, each stored input-major; the last is padded with zeros.
-
-    ``panels`` is float32 [ceil(N / 16), K, 16], contiguous, so that a kernel streams it front to back.
-    """
-
-    panels: Tensor
-    n: int
-    k: int
-
-    def weight(self) -> Tensor:
-        """The weight [N, K] again (a copy)."""
-        return self.panels.permute(0, 2, 1).reshape(-1, self.k)[: self.n].contiguous()
-
-
 Linear = PackedLinear | DenseLinear
-
-
-def pack_linear(weight: Tensor) -> PackedLinear:
-    """Pack a weight [N, K] of any float dtype for ``linear``; the result does not share its memory."""
-    if weight.dim() != 2 or not weight.is_floating_point() or 0 in weight.shape:
-        raise WcseError(
-            f"weight has shape {tuple(weight.shape)}, dtype {weight.dtype}; expected a non-empty float [N, K]"
-        )
-    n, k = weight.shape
-    n_panels = -(-n // PANEL)
-    padded = weight.new_zeros((n_panels * PANEL, k), dtype=_F32)
-    padded[:n] = weight
-    panels = padded.view(n_panels, PANEL, k).transpose(1, 2).contiguous()
-    return PackedLinear(panels, n, k)
 
 
 def _packed(weight: Linear) -> PackedLinear:
@@ -445,13 +424,15 @@ def linear(
 
     Args:
         x: [T, K].
-        packed: the weight [N, K], from ``pack_linear``, or a ``DenseLinear`` for the other backends.
+        packed: the weight [N, K], from ``pack_linear`` or ``pack_quantized``, or a ``DenseLinear`` for the other
+            backends. Quantised weights count as the floats that ``packed.weight()`` gives; the result has the bits
+            that those would give.
         bias: [N] or None.
         residual: [T, N] or None.
 
     Returns:
         [T, N]. The sums run over K in one fixed order, so a row's bits do not depend on T, on its place, or on
-        the number of threads.
+        the number of threads. Activations and sums are float32 for every format.
 
     Raises:
         WcseError: a tensor does not fit the weight.
@@ -472,6 +453,10 @@ def linear(
     _core.linear(
         x.data_ptr(),
         packed.panels.data_ptr(),
+        packed.bits,
+        packed.group,
+        packed.wide,
+        packed.minima,
         _address(bias),
         _address(residual),
         out.data_ptr(),
@@ -612,6 +597,12 @@ def token_logprobs(logits: Tensor, tokens: Tensor, *, backend: Backend = "auto")
     return out
 
 
+def _layer(weight: PackedLinear, bias: Tensor | None) -> tuple[int, int, int, bool, bool, int, int, int]:
+    address = weight.panels.data_ptr()
+    form = (weight.bits, weight.group, weight.wide, weight.minima)
+    return address, *form, _address(bias), weight.n, weight.k
+
+
 def score_steps(
     hidden: Tensor,
     rows: Tensor,
@@ -663,10 +654,7 @@ def score_steps(
         _core.score_steps(
             hidden.data_ptr(),
             rows.data_ptr(),
-            [
-                (_packed(weight).panels.data_ptr(), _address(bias), weight.n, weight.k)
-                for weight, bias in layers
-            ],
+            [_layer(_packed(weight), bias) for weight, bias in layers],
             scores.data_ptr(),
             n_rows,
             steps,

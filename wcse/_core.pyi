@@ -248,7 +248,20 @@ def tree_attention(
     /,
 ) -> None: ...
 def linear(
-    x: int, panels: int, bias: int, residual: int, out: int, rows: int, n: int, k: int, threads: int, /
+    x: int,
+    panels: int,
+    bits: int,
+    group: int,
+    wide: bool,
+    minima: bool,
+    bias: int,
+    residual: int,
+    out: int,
+    rows: int,
+    n: int,
+    k: int,
+    threads: int,
+    /,
 ) -> None: ...
 def rms_norm(
     x: int,

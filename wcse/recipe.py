@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from wcse.budget import Budget
 from wcse.names import suggest
 from wcse.search import STRATEGIES, SearchConfig, get_strategy, parse_strategy
-from wcse.types import WcseError
+from wcse.types import Quantization, WcseError
 
 Effect = Literal["results", "runtime"]
 
@@ -92,6 +92,10 @@ class Recipe(Options):
         None, "verifier: a model, 'shared' (a head on the policy), 'policy:MEASURE', or none"
     )
     prm_family: str | None = _changes_results(None, "how the verifier reads steps; none asks the model")
+    quantization: Quantization | None = _changes_results(
+        None, "the policy's weights in memory: int8, int4, or gguf (as the file has them); none is float32"
+    )
+    prm_quantization: Quantization | None = _changes_results(None, "the same for the verifier's weights")
     problems: str = _changes_results(..., "the problems' specification", min_length=1)
     limit: int | None = _changes_results(None, "keep only the first problems", ge=1)
     strategies: tuple[str, ...] = _changes_results(
@@ -141,6 +145,10 @@ class Recipe(Options):
 
     @model_validator(mode="after")
     def _strategies_can_run(self) -> Recipe:
+        if self.prm_quantization is not None and (self.prm in (None, SHARED) or self.prm.startswith(OWN)):
+            raise ValueError(
+                f"prm_quantization={self.prm_quantization} needs a verifier of its own; prm is {self.prm or 'none'}"
+            )
         names = [parse_strategy(name).name for name in self.strategies]
         if ("auto" in names) != (self.strategy_policy is not None):
             raise ValueError(

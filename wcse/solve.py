@@ -64,7 +64,7 @@ class Models:
         Raises:
             WcseError: a model cannot be loaded.
         """
-        policy = load_model(recipe.policy)
+        policy = load_model(recipe.policy, quantization=recipe.quantization)
         kv = recipe.kv_memory_gb or KV_GIB
         engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
         scored = any(part.scored for part in plan(recipe))
@@ -193,7 +193,13 @@ def _params(recipe: Recipe) -> SamplingParams:
 
 def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
     assert recipe.prm is not None
-    return load_verifier(recipe.prm, engine, kv_memory=kv, family=recipe.prm_family)
+    return load_verifier(
+        recipe.prm,
+        engine,
+        kv_memory=kv,
+        family=recipe.prm_family,
+        quantization=recipe.prm_quantization,
+    )
 
 
 def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:

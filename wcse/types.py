@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
+
+Quantization = Literal["int8", "int4", "gguf"]
+"""How a model's matrices are kept in memory, where not in float32: quantised here, or as a GGUF file has them."""
 
 
 class WcseError(ValueError):

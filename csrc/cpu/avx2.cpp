@@ -1,4 +1,4 @@
-// The kernels for x86 with AVX2 and FMA. Only this file may be compiled with those instructions, and
+// The kernels for x86 with AVX2, FMA and F16C. Only this file may be compiled with those instructions, and
 // all of it has internal linkage, so that no other file can end up with its code.
 #include <immintrin.h>
 

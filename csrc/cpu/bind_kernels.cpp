@@ -34,11 +34,12 @@ void tree_attention(const Plan& plan, Address q, Address k_pages, Address v_page
                                softcap, window});
 }
 
-void linear(Address x, Address panels, Address bias, Address residual, Address out, int64_t rows, int64_t n, int64_t k,
-            int threads) {
+void linear(Address x, Address panels, int bits, int group, bool wide, bool minima, Address bias, Address residual,
+            Address out, int64_t rows, int64_t n, int64_t k, int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
-    cpu::linear({at(x), at(panels), at(bias), at(residual), at<float>(out), n, k}, rows);
+    const cpu::Weight weight{at<const char>(panels), bits, group, wide, minima};
+    cpu::linear({at(x), weight, at(bias), at(residual), at<float>(out), n, k}, rows);
 }
 
 void rms_norm(Address x, Address residual, Address weight, Address out, int64_t rows, int64_t width, float eps,
@@ -88,14 +89,14 @@ void token_logprobs(Address logits, Address tokens, Address out, int64_t rows, i
 }
 
 // A layer is (panels, bias or 0, n, k).
-using Layer = std::tuple<Address, Address, int64_t, int64_t>;
+using Layer = std::tuple<Address, int, int, bool, bool, Address, int64_t, int64_t>;
 
 void score_steps(Address hidden, Address rows, const std::vector<Layer>& layers, Address scores, int64_t n_rows, int64_t steps, bool bounded, int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
     std::vector<cpu::LinearArgs> args;
-    for (const auto& [panels, bias, n, k] : layers)
-        args.push_back({nullptr, at(panels), at(bias), nullptr, nullptr, n, k});
+    for (const auto& [panels, bits, group, wide, minima, bias, n, k] : layers)
+        args.push_back({nullptr, {at<const char>(panels), bits, group, wide, minima}, at(bias), nullptr, nullptr, n, k});
     cpu::score_steps({at(hidden), n_rows, at<const int32_t>(rows), args.data(), static_cast<int>(args.size()), bounded,
                       at<float>(scores), steps});
 }

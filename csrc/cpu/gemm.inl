@@ -17,27 +17,31 @@ inline __attribute__((always_inline)) void unroll(F&& f) {
     unroll_from<0, N>(f);
 }
 
-constexpr int max_vecs(int rows) { return rows <= 2 ? VECS_FEW_ROWS : VECS; }
+// Tile sizes where weights are floats: most rows, and most registers of columns of so many rows.
+struct FloatShape {
+    static constexpr int ROWS_MOST = ROWS;
+    static constexpr int vecs(int rows) { return rows <= 2 ? VECS_FEW_ROWS : VECS; }
+};
 
 // Tile<M, N>::run for every tile size.
-template <class Fn, template <int, int> class Tile>
+template <class Fn, template <int, int> class Tile, class Shape = FloatShape>
 struct Tiles {
-    Fn at[ROWS + 1][VECS_FEW_ROWS + 1] = {};
+    Fn at[Shape::ROWS_MOST + 1][VECS_FEW_ROWS + 1] = {};
     constexpr Tiles() { fill<1, 1>(); }
     template <int M, int N>
     constexpr void fill() {
         at[M][N] = &Tile<M, N>::run;
-        if constexpr (N < max_vecs(M))
+        if constexpr (N < Shape::vecs(M))
             fill<M, N + 1>();
-        else if constexpr (M < ROWS)
+        else if constexpr (M < Shape::ROWS_MOST)
             fill<M + 1, 1>();
     }
 };
 
 // f(row, rows) over tiles of nearly equal height: seven rows are 4 + 3, not 6 + 1.
-template <class F>
+template <class Shape = FloatShape, class F>
 inline void row_tiles(int64_t rows, F&& f) {
-    int64_t tiles = (rows + ROWS - 1) / ROWS;
+    int64_t tiles = (rows + Shape::ROWS_MOST - 1) / Shape::ROWS_MOST;
     for (int64_t r = 0, m; r < rows; r += m, tiles--) {
         m = (rows - r + tiles - 1) / tiles;
         f(r, static_cast<int>(m));
@@ -74,81 +78,69 @@ constexpr int VECS_PER_PANEL = 16 / W;
 struct LinearTile {
     const float* a;  // rows of x from the first k of this block
     int64_t lda;
-    const float* b;  // panel from the first k of this block, at the first column
-    int64_t panel_stride;
+    const char* b;         // panel from the first k of this block, at the first column
+    int64_t panel_stride;  // bytes; 0 for quantised weights, which find their panels by `column`
     int64_t k;
     float* c;  // and the other row-major operands, at the first row and column
     int64_t ldc;
     const float* add;  // what the products are added to: bias, out, or null
     int64_t ld_add;    // 0 for bias
     const float* residual;
-    int tail;  // valid lanes of the last register
+    int tail;    // valid lanes of the last register
+    int column;  // the first one, counted from the block's
+    Weight weight;
 };
+
+template <int M, int N>
+inline __attribute__((always_inline)) void finish(const Reg (&c)[M][N], const LinearTile& t) {
+    unroll<M>([&](auto i) {
+        unroll<N>([&](auto j) {
+            const int64_t column = j * W;
+            const bool whole = j < N - 1 || t.tail == W;
+            Reg x = c[i][j];
+            if (t.add) x = add(load_some(t.add + i * t.ld_add + column, whole, t.tail), x);
+            if (t.residual) x = add(x, load_some(t.residual + i * t.ldc + column, whole, t.tail));
+            store_some(t.c + i * t.ldc + column, x, whole, t.tail);
+        });
+    });
+}
 
 template <int M, int N>
 struct LinearRun {
     static __attribute__((noinline)) void run(const LinearTile& t) {
         Reg c[M][N];
         clear(c);
-        const float* const b = t.b;
-        const int64_t stride = t.panel_stride;
+        const float* const b = reinterpret_cast<const float*>(t.b);
+        const int64_t stride = t.panel_stride / static_cast<int64_t>(sizeof(float));
         multiply<M, N>(
             c, t.a, t.lda, [&](auto j) { return b + (j / VECS_PER_PANEL) * stride + (j % VECS_PER_PANEL) * W; },
             PANEL, t.k, [](int64_t) {});
-        unroll<M>([&](auto i) {
-            unroll<N>([&](auto j) {
-                const int64_t column = j * W;
-                const bool whole = j < N - 1 || t.tail == W;
-                Reg x = c[i][j];
-                if (t.add) x = add(load_some(t.add + i * t.ld_add + column, whole, t.tail), x);
-                if (t.residual) x = add(x, load_some(t.residual + i * t.ldc + column, whole, t.tail));
-                store_some(t.c + i * t.ldc + column, x, whole, t.tail);
-            });
-        });
+        finish(c, t);
     }
 };
 
-// Longest run of k that is summed in registers. The blocks depend on k alone, never on the batch.
-constexpr int64_t K_BLOCK = 384;
+using LinearTiles = void (*)(const LinearTile&);
 
+// Every tile of rows x columns of a block. Quantised tiles begin at a panel.
+template <template <int, int> class Run, class Shape = FloatShape>
 inline void linear_tiles(LinearTile t, int64_t rows, int columns) {
-    static constexpr Tiles<void (*)(const LinearTile&), LinearRun> tiles;
+    static constexpr Tiles<LinearTiles, Run, Shape> tiles;
     const int vecs = (columns + W - 1) / W;
-    const int group = max_vecs(rows < ROWS ? static_cast<int>(rows) : ROWS);
+    const int64_t tile_count = (rows + Shape::ROWS_MOST - 1) / Shape::ROWS_MOST;
+    const int group = Shape::vecs(static_cast<int>((rows + tile_count - 1) / tile_count));
     const LinearTile start = t;
     for (int v = 0; v < vecs; v += group) {
         const int n = vecs - v < group ? vecs - v : group;
         t.tail = columns - (v + n - 1) * W < W ? columns - (v + n - 1) * W : W;
-        row_tiles(rows, [&](int64_t r, int m) {
+        row_tiles<Shape>(rows, [&](int64_t r, int m) {
             const int64_t column = v * W;
+            t.column = v * W;
             t.a = start.a + r * t.lda;
-            t.b = start.b + (v / VECS_PER_PANEL) * t.panel_stride + (v % VECS_PER_PANEL) * W;
+            t.b = start.b + (v / VECS_PER_PANEL) * t.panel_stride + (v % VECS_PER_PANEL) * W * sizeof(float);
             t.c = start.c + r * t.ldc + column;
             t.add = start.add ? start.add + r * t.ld_add + column : nullptr;
             t.residual = start.residual ? start.residual + r * t.ldc + column : nullptr;
             tiles.at[m][n](t);
         });
-    }
-}
-
-void linear(const LinearArgs& g, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end) {
-    const int64_t blocks = (g.k + K_BLOCK - 1) / K_BLOCK, per_block = ((g.k + blocks - 1) / blocks + 7) / 8 * 8;
-    for (int64_t k = 0; k < g.k; k += per_block) {
-        LinearTile t;
-        t.k = g.k - k < per_block ? g.k - k : per_block;
-        t.lda = g.k;
-        t.ldc = g.n;
-        t.panel_stride = g.k * PANEL;
-        t.a = g.x + row_begin * g.k + k;
-        for (int64_t p = panel_begin; p < panel_end; p += 4) {
-            const int64_t column = p * PANEL, at = row_begin * g.n + column;
-            const int64_t end = (p + 4 < panel_end ? p + 4 : panel_end) * PANEL;
-            t.b = g.panels + p * t.panel_stride + k * PANEL;
-            t.c = g.out + at;
-            t.add = k ? t.c : g.bias ? g.bias + column : nullptr;
-            t.ld_add = k ? g.n : 0;
-            t.residual = k + per_block >= g.k && g.residual ? g.residual + at : nullptr;
-            linear_tiles(t, row_end - row_begin, static_cast<int>((end < g.n ? end : g.n) - column));
-        }
     }
 }

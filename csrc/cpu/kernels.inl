@@ -1,6 +1,8 @@
 // Everything that is compiled once per instruction set. Included inside an anonymous namespace.
 #include "cpu/simd.inl"
 #include "cpu/gemm.inl"
+#include "cpu/quant.inl"
+#include "cpu/linear.inl"
 #include "cpu/rows.inl"
 #include "cpu/attend.inl"
 #include "cpu/sample.inl"

@@ -8,6 +8,11 @@ constexpr int W = 8;
 constexpr int ROWS = 6;
 constexpr int VECS = 2;
 constexpr int VECS_FEW_ROWS = 4;
+// The same where weights are unpacked in registers, and the most rows for which that is done at all.
+constexpr int QUANT_ROWS = 4;
+constexpr int QUANT_VECS = 2;
+constexpr int QUANT_FEW_ROWS = 1;  // take VECS_FEW_ROWS
+constexpr int UNPACK_ROWS = 12;
 
 inline Reg zero() { return _mm256_setzero_ps(); }
 inline Reg set1(float x) { return _mm256_set1_ps(x); }
@@ -18,6 +23,26 @@ inline __m256i lanes(int n) {
 }
 inline Reg load_n(const float* p, int n) { return _mm256_maskload_ps(p, lanes(n)); }
 inline void store_n(float* p, Reg x, int n) { _mm256_maskstore_ps(p, lanes(n), x); }
+inline Reg load_halves(const char* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// Packed codes, 32 bits a lane: 2^24 times the signed byte I of each lane, and its half byte I % 4 (low, from I = 4 high).
+using Ints = __m256i;
+inline Ints load_ints(const char* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+template <int I>
+inline Reg byte(Ints x) {
+    constexpr int first = 0x00808080 + (I << 24), step = 4 << 24;  // zeros below the byte, lane after lane
+    const __m256i bytes = _mm256_setr_epi32(first, first + step, first + 2 * step, first + 3 * step, first,
+                                            first + step, first + 2 * step, first + 3 * step);
+    return _mm256_cvtepi32_ps(_mm256_shuffle_epi8(x, bytes));
+}
+template <int I>
+inline Reg half_byte(Ints x) {
+    constexpr int shift = I % 4 * 8 + I / 4 * 4;
+    if constexpr (shift > 0) x = _mm256_srli_epi32(x, shift);
+    if constexpr (shift < 28) x = _mm256_and_si256(x, _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(x);
+}
 inline Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
 inline Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
 inline Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }

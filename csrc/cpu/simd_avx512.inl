@@ -8,6 +8,11 @@ constexpr int W = 16;
 constexpr int ROWS = 6;
 constexpr int VECS = 4;
 constexpr int VECS_FEW_ROWS = 4;
+// The same where weights are unpacked in registers, and the most rows for which that is done at all.
+constexpr int QUANT_ROWS = 8;
+constexpr int QUANT_VECS = 2;
+constexpr int QUANT_FEW_ROWS = 5;  // take VECS_FEW_ROWS
+constexpr int UNPACK_ROWS = 16;
 
 inline Reg zero() { return _mm512_setzero_ps(); }
 inline Reg set1(float x) { return _mm512_set1_ps(x); }
@@ -16,6 +21,26 @@ inline void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
 inline Mask lanes(int n) { return static_cast<Mask>((1u << n) - 1); }  // 0 <= n <= W
 inline Reg load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes(n), p); }
 inline void store_n(float* p, Reg x, int n) { _mm512_mask_storeu_ps(p, lanes(n), x); }
+inline Reg load_halves(const char* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+// Packed codes, 32 bits a lane: 2^24 times the signed byte I of each lane, and its half byte I % 4 (low, from I = 4 high).
+using Ints = __m512i;
+inline Ints load_ints(const char* p) { return _mm512_loadu_si512(p); }
+template <int I>
+inline Reg byte(Ints x) {
+    constexpr int first = 0x00808080 + (I << 24), step = 4 << 24;  // zeros below the byte, lane after lane
+    const __m512i bytes = _mm512_set4_epi32(first + 3 * step, first + 2 * step, first + step, first);
+    return _mm512_cvtepi32_ps(_mm512_shuffle_epi8(x, bytes));
+}
+template <int I>
+inline Reg half_byte(Ints x) {
+    constexpr int shift = I % 4 * 8 + I / 4 * 4;
+    if constexpr (shift > 0) x = _mm512_srli_epi32(x, shift);
+    // A permutation looks at the low four bits only: mask and conversion in one.
+    const Reg numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(x, numbers);
+}
 inline Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
 inline Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
 inline Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }

@@ -13,6 +13,11 @@ constexpr int ROWS = 6;
 #endif
 constexpr int VECS = 4;
 constexpr int VECS_FEW_ROWS = 4;
+// The same where weights are unpacked in registers, and the most rows for which that is done at all.
+constexpr int QUANT_ROWS = 3;
+constexpr int QUANT_VECS = 4;
+constexpr int QUANT_FEW_ROWS = 3;  // take VECS_FEW_ROWS
+constexpr int UNPACK_ROWS = 6;
 
 inline Reg zero() { return Reg{0, 0, 0, 0}; }
 inline Reg set1(float x) { return Reg{x, x, x, x}; }
@@ -29,6 +34,37 @@ inline Reg load_n(const float* p, int n) {
 }
 inline void store_n(float* p, Reg x, int n) {
     for (int i = 0; i < n; i++) p[i] = x[i];
+}
+// Of finite halves: the exponent is 112 too small.
+inline Reg load_halves(const char* p) {
+    uint16_t halves[W];
+    __builtin_memcpy(halves, p, sizeof halves);
+    Reg r;
+    for (int i = 0; i < W; i++) {
+        const uint32_t bits = (halves[i] & 0x7fffu) << 13, sign = (halves[i] & 0x8000u) << 16;
+        float size;
+        __builtin_memcpy(&size, &bits, sizeof size);
+        size *= 0x1p112f;
+        r[i] = sign ? -size : size;
+    }
+    return r;
+}
+// Packed codes, 32 bits a lane: 2^24 times the signed byte I of each lane, and its half byte I % 4 (low, from I = 4 high).
+using Ints = Mask;
+inline Ints load_ints(const char* p) {
+    Ints x;
+    __builtin_memcpy(&x, p, sizeof x);
+    return x;
+}
+template <int I>
+inline Reg byte(Ints x) {
+    typedef uint32_t Words __attribute__((vector_size(16)));
+    const Words top = (reinterpret_cast<Words>(x) << (24 - 8 * I)) & 0xff000000u;
+    return __builtin_convertvector(reinterpret_cast<Ints>(top), Reg);
+}
+template <int I>
+inline Reg half_byte(Ints x) {
+    return __builtin_convertvector((x >> (I % 4 * 8 + I / 4 * 4)) & 15, Reg);
 }
 inline Reg fma(Reg a, Reg b, Reg c) {
 #ifdef __FP_FAST_FMAF

@@ -14,9 +14,36 @@ constexpr int PANEL = 16;        // output columns in one panel of a packed weig
 constexpr int SUM_BLOCK = 1024;  // logits per partial sum of the sampler
 constexpr int THRESHOLDS = 8;    // at which the sampler weighs a row in one pass
 
+// Longest run of inputs that a linear layer sums in registers, a multiple of OCTET and of every quantised group.
+constexpr int64_t K_BLOCK = 384, K_STEP = 32;
+constexpr int BLOCK_PANELS = 4;  // panels that a task of a linear layer takes together
+constexpr int BLOCK_COLUMNS = BLOCK_PANELS * PANEL;
+constexpr int OCTET = 8;  // inputs that lie together in a quantised weight
+
+// A packed weight [n][k]; outputs beyond n are zeros. 32 bits: float panels [ceil(n / PANEL)][k][PANEL].
+// 8 or 4 bits: blocks of BLOCK_COLUMNS outputs, each ceil(k / group) groups of consecutive inputs. A group is scales
+// [BLOCK_COLUMNS], as many minima (or none), codes; a weight is scale * code + minimum. Eight-bit codes are
+// int8 [group / 4][BLOCK_COLUMNS][4]. Four-bit codes are 0..15 in bytes [group / OCTET][BLOCK_COLUMNS][4]: byte i holds
+// input i of the eight in its low half and input 4 + i in its high half. So a task reads one stream, front to back.
+struct Weight {
+    const char* data;
+    int bits;
+    int group;    // 16 or 32
+    bool wide;    // scales and minima are float32, else float16
+    bool minima;
+
+    int64_t param_bytes() const { return BLOCK_COLUMNS * (wide ? 4 : 2) * (minima ? 2 : 1); }
+    int64_t group_bytes() const { return param_bytes() + static_cast<int64_t>(group) * BLOCK_COLUMNS * bits / 8; }
+    int64_t block_bytes(int64_t k) const {
+        return bits == 32 ? BLOCK_COLUMNS * k * 4 : (k + group - 1) / group * group_bytes();
+    }
+    // Where inputs from k on begin in a block; k is a multiple of group.
+    int64_t offset(int64_t k) const { return bits == 32 ? k * PANEL * 4 : k / group * group_bytes(); }
+};
+
 struct LinearArgs {
     const float* x;         // [rows][k]
-    const float* panels;    // [ceil(n / PANEL)][k][PANEL]
+    Weight weight;
     const float* bias;      // [n] or null
     const float* residual;  // [rows][n] or null
     float* out;             // [rows][n]
@@ -90,7 +117,9 @@ struct RowTop {
 
 struct Table {
     const char* name;
-    void (*linear)(const LinearArgs&, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end);
+    // scratch [4][K_BLOCK][PANEL] is for the weights of a quantised block; null where they are float.
+    void (*linear)(const LinearArgs&, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end,
+                   float* scratch);
     void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);
     void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
     void (*gated_act)(const GatedArgs&, int64_t begin, int64_t end);

@@ -206,6 +206,11 @@ SOLVE_OPTIONS = (
         },
     ),
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
+    (
+        "quantization",
+        {"metavar": "Q", "help": "policy weights: int8, int4 or gguf (as in the file) (default: float32)"},
+    ),
+    ("prm-quantization", {"metavar": "Q", "help": "the same for the verifier's weights"}),
     ("problems", {"metavar": "SPEC", "help": "see below"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),
     (

@@ -31,7 +31,7 @@ from wcse.models.decoder import Decoder, KVPool
 from wcse.models.load import LoadedModel, load_model, read_config
 from wcse.models.weights import Weights, canonical_names
 from wcse.prompts import render_chat, render_text
-from wcse.types import WcseError
+from wcse.types import Quantization, WcseError
 
 __all__ = ["LLM", "CompletionOutput", "PromptInput", "RequestOutput", "pages_in", "to_prompt"]
 
@@ -45,6 +45,8 @@ class LLM:
         model: a Hugging Face folder, a .gguf file, an embedded model's name ("tiny-wc") or a hub id.
         dtype: of the weights in memory; "auto" and "float32" are the same on a CPU.
         device: "cpu" or "cuda" (see docs/gpu.md).
+        quantization: of the weights in memory: None (float32), "int8", "int4", or "gguf" (as the file has them); a
+            model that is loaded already keeps its own.
         seed: of all random numbers; the same seed gives the same completions whatever the batch.
         max_num_seqs: most completions that decode at once.
         max_model_len: cap on prompt and completion together; the model's own limit where None.
@@ -61,13 +63,19 @@ class LLM:
         *,
         dtype: str = "auto",
         device: str = "cpu",
+        quantization: Quantization | None = None,
         seed: int = 0,
         max_num_seqs: int = 256,
         max_model_len: int | None = None,
         kv_memory: float = 2.0,
         max_logprobs: int = 20,
     ) -> None:
-        loaded = model if isinstance(model, LoadedModel) else _load(model, dtype, device)
+        if isinstance(model, LoadedModel):
+            if quantization is not None and quantization != model.decoder.quantization:
+                raise WcseError(f"quantization={quantization!r}: give it to load_model; this model is loaded")
+            loaded = model
+        else:
+            loaded = _load(model, dtype, device, quantization)
         if max_model_len is not None:
             if not 2 <= max_model_len <= loaded.context:
                 raise WcseError(f"max_model_len={max_model_len}: give a number from 2 to {loaded.context}")
@@ -325,11 +333,11 @@ def pages_in(model: LoadedModel, gib: float) -> int:
     return min(count, 2**20)
 
 
-def _load(model: str | Path, dtype: str, device: str) -> LoadedModel:
+def _load(model: str | Path, dtype: str, device: str, quantization: Quantization | None) -> LoadedModel:
     """A classifier needs no output matrix, and often has none."""
     kinds = read_config(model).get("architectures") or [""]
     generates = not str(kinds[0]).endswith(("ForTokenClassification", "ForSequenceClassification"))
-    return load_model(model, dtype=dtype, device=device, lm_head=generates)
+    return load_model(model, dtype=dtype, device=device, lm_head=generates, quantization=quantization)
 
 
 def _as_list(prompts: PromptInput | Sequence[PromptInput]) -> list[PromptInput]:

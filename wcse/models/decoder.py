@@ -19,6 +19,7 @@ from wcse.kernels import ops
 from wcse.kernels.copies import join_rows, take_rows
 from wcse.models.spec import LayerSpec, ModelSpec, Rope
 from wcse.models.weights import Weights
+from wcse.types import Quantization, WcseError
 
 LOGIT_ROWS = 128  # rows of logits held at once where only one number of each is wanted
 
@@ -158,6 +159,7 @@ class Decoder:
         backend: ops.Backend = "auto",
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        quantization: Quantization | None = None,
     ) -> None:
         """Read and pack the weights, one layer at a time.
 
@@ -167,6 +169,9 @@ class Decoder:
             backend: which kernels to use, as in ``wcse.kernels.ops``.
             device: where the weights go; see above.
             dtype: on that device.
+            quantization: how matrices are kept in memory. None: float32. "int8" and "int4": quantised while they
+                are read, as in ``ops.pack_linear``; with "int4" the embedding and the output matrix have 8 bits,
+                for they cost most accuracy. "gguf": in the codes of the file, which gives the bits of None.
 
         Raises:
             WcseError: a tensor is missing or has another shape than the spec says.
@@ -176,21 +181,32 @@ class Decoder:
         self.device = torch.device(device)
         self.dense = self.device.type != "cpu" or backend == "triton"
         self.dtype = dtype if self.dense else torch.float32
-        embed = weights.tensor("embed_tokens.weight", spec.vocab_size, spec.dim)
+        if self.dense and quantization is not None:
+            raise WcseError(f"quantization={quantization!r} is for the CPU; leave it out on {self.device}")
+        self.quantization = quantization
         self._head: ops.Linear | None = None
         if lm_head:
-            matrix = embed if spec.tied else weights.tensor("lm_head.weight", spec.vocab_size, spec.dim)
-            self._head = self._pack(matrix)
-        # A tied embedding is read out of the packed output matrix: a second copy may be a quarter of the model.
-        self._embedding = self._head if spec.tied and self._head else embed.to(self.device, self.dtype)
+            name = "embed_tokens" if spec.tied else "lm_head"
+            self._head = self._vocabulary(f"{name}.weight", weights)
+        self._embedding = self._read_embedding(weights)
         self._ropes = _rope_tables(spec, weights, self.device)
         self._layers = [self._read_layer(i, layer, weights) for i, layer in enumerate(spec.layers)]
         self._norm = weights.tensor("norm.weight", spec.dim).to(self.device, torch.float32)
 
-    def _pack(self, weight: Tensor) -> ops.Linear:
+    def _pack(
+        self, weights: Weights, parts: dict[str, int], columns: int, quantization: Quantization | None
+    ) -> ops.Linear:
+        """Matrices [rows, columns] below one another, packed; ``parts`` maps their names to their rows."""
+        if quantization == "gguf":
+            stored = [weights.quantized(name, size, columns) for name, size in parts.items()]
+            codes = [part for part in stored if part is not None]
+            if len(codes) == len(stored):
+                return ops.pack_quantized(ops.stack(codes))
+        rows = [weights.tensor(name, size, columns) for name, size in parts.items()]
+        matrix = rows[0] if len(rows) == 1 else torch.cat(rows)
         if self.dense:
-            return ops.DenseLinear(weight.to(self.device, self.dtype))
-        return ops.pack_linear(weight)
+            return ops.DenseLinear(matrix.to(self.device, self.dtype))
+        return ops.pack_linear(matrix, "fp32" if quantization in (None, "gguf") else quantization)
 
     def pool(self, num_pages: int) -> KVPool:
         """Keys and values for this decoder."""
@@ -225,6 +241,29 @@ class Decoder:
         tokens, positions, slots = (x.to(self.device, non_blocking=True) for x in parts)
         return Batch(tokens, positions, slots, plan, batch.out_rows.to(self.device, non_blocking=True))
 
+    def _vocabulary(self, name: str, weights: Weights) -> ops.Linear:
+        """The matrix of one row per token; never of 4 bits."""
+        how = "int8" if self.quantization == "int4" else self.quantization
+        return self._pack(weights, {name: self.spec.vocab_size}, self.spec.dim, how)
+
+    def _read_embedding(self, weights: Weights) -> Tensor | ops.Linear:
+        spec, name = self.spec, "embed_tokens.weight"
+        # A tied embedding is read out of the packed output matrix: a second copy may be a quarter of the model.
+        if spec.tied and self._head:
+            return self._head
+        if self.quantization is not None:
+            return self._vocabulary(name, weights)
+        return weights.tensor(name, spec.vocab_size, spec.dim).to(self.device, self.dtype)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the matrices; norms and biases are small beside them."""
+        matrices = [m for la in self._layers for m in (la.qkv, la.o, la.gate_up, la.down)]
+        if self._head is not None:
+            matrices.append(self._head)
+        total = sum(matrix.nbytes for matrix in matrices)
+        return total if self._embedding is self._head else total + self._embedding.nbytes
+
     def _read_layer(self, index: int, layer: LayerSpec, weights: Weights) -> _Layer:
         spec, prefix = self.spec, f"layers.{index}."
         q_dim, kv_dim = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
@@ -236,8 +275,8 @@ class Decoder:
             return weights.tensor(prefix + name, spec.dim).to(self.device, torch.float32)
 
         def fused(parts: dict[str, int], columns: int) -> ops.Linear:
-            rows = [weights.tensor(f"{prefix}{name}.weight", size, columns) for name, size in parts.items()]
-            return self._pack(rows[0] if len(rows) == 1 else torch.cat(rows))
+            named = {f"{prefix}{name}.weight": size for name, size in parts.items()}
+            return self._pack(weights, named, columns, self.quantization)
 
         def bias(parts: dict[str, int], wanted: bool) -> Tensor | None:
             if not wanted:
@@ -384,14 +423,9 @@ class Decoder:
 
 def _gather(matrix: Tensor | ops.Linear, rows: Tensor) -> Tensor:
     """``matrix[rows]``."""
-    if isinstance(matrix, ops.DenseLinear):
-        matrix = matrix.tensor
-    if isinstance(matrix, Tensor):
-        return take_rows(matrix, rows)
-    n = rows.numpy()
-    panels = matrix.panels.numpy()  # row n is column n % width of panel n // width
-    width = panels.shape[2]
-    return torch.from_numpy(panels[n // width, :, n % width])
+    if isinstance(matrix, ops.PackedLinear):
+        return matrix.rows(rows)
+    return take_rows(matrix.tensor if isinstance(matrix, ops.DenseLinear) else matrix, rows)
 
 
 def _rope_tables(spec: ModelSpec, weights: Weights, device: torch.device) -> dict[Rope, RopeTable]:

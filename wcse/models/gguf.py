@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from wcse.kernels.packed import QuantizedWeight
 from wcse.models.gguf_file import GgufFile
 from wcse.models.spec import ModelSpec, spec_from_hf
 from wcse.models.weights import Weights
@@ -129,13 +130,16 @@ def _gemma_query_scalar(config: dict[str, Any]) -> int | None:
 def open_gguf(file: GgufFile, spec: ModelSpec) -> Weights:
     """The tensors of a GGUF file under canonical names, in the layout of the Hugging Face checkpoint."""
     readers: dict[str, Callable[[], torch.Tensor]] = {}
+    quantized: dict[str, Callable[[], QuantizedWeight | None]] = {}
     for name in file.tensors:
         canonical = _canonical(name, spec)
         readers[canonical] = partial(file.tensor, name)
+        quantized[canonical] = partial(file.quantized, name)
         if spec.arch in _PERMUTED and canonical.rpartition(".")[0].endswith(("q_proj", "k_proj")):
             heads = spec.n_heads if ".q_proj." in canonical else spec.n_kv_heads
             readers[canonical] = partial(_unpermuted, file, name, heads)
-    return Weights(str(file.path), readers)
+            quantized[canonical] = partial(_unpermuted_codes, file, name, heads)
+    return Weights(str(file.path), readers, quantized)
 
 
 def _canonical(name: str, spec: ModelSpec) -> str:
@@ -152,11 +156,17 @@ def _canonical(name: str, spec: ModelSpec) -> str:
 
 
 def _unpermuted(file: GgufFile, name: str, heads: int) -> torch.Tensor:
-    """Rows back from (pair, half) order to (half, pair) order within each head."""
-    tensor = file.tensor(name)
-    if tensor.shape[0] % (2 * heads):
-        raise WcseError(
-            f"{file.path}: tensor {name} has {tensor.shape[0]} rows, not a multiple of {2 * heads}"
-        )
-    pairs = tensor.view(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
-    return pairs.transpose(1, 2).reshape(tensor.shape)
+    return file.tensor(name)[_row_order(file, name, heads)]
+
+
+def _unpermuted_codes(file: GgufFile, name: str, heads: int) -> QuantizedWeight | None:
+    weight = file.quantized(name)
+    return None if weight is None else weight.select(_row_order(file, name, heads))
+
+
+def _row_order(file: GgufFile, name: str, heads: int) -> torch.Tensor:
+    """Rows [N] from (pair, half) order back to (half, pair) order within each head."""
+    rows = file.tensors[name].shape[0]
+    if rows % (2 * heads):
+        raise WcseError(f"{file.path}: tensor {name} has {rows} rows, not a multiple of {2 * heads}")
+    return torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from wcse.kernels.packed import QuantizedWeight
+from wcse.models.gguf_blocks import decode
 from wcse.types import WcseError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -69,7 +71,31 @@ class GgufFile:
             return torch.from_numpy(raw.copy()).view(dtype).reshape(info.shape)
         return self._dequantise(name, info)
 
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """Read a matrix as the codes that the file holds; None where it is not stored in codes of 4 to 8 bits.
+
+        Raises:
+            WcseError: the data is cut off, or of an unknown type.
+        """
+        info = self.tensors[name]
+        if info.kind in _FLOATS or len(info.shape) != 2:
+            return None
+        raw, kind, block_bytes = self._blocks(name, info)
+        return decode(raw, kind.name, block_bytes)
+
     def _dequantise(self, name: str, info: TensorInfo) -> torch.Tensor:
+        raw, kind, _ = self._blocks(name, info)
+        try:
+            values = _gguf_package().dequantize(raw, kind)
+        except NotImplementedError:
+            raise WcseError(
+                f"{self.path}: tensor {name} is quantised as {kind.name}, which cannot be read; "
+                "take a file in F16, Q8_0, Q4_0, Q4_K, Q5_K or Q6_K"
+            ) from None
+        return torch.from_numpy(values).reshape(info.shape)
+
+    def _blocks(self, name: str, info: TensorInfo) -> tuple[np.ndarray, Any, int]:
+        """Rows uint8 [rows, bytes of a row] of a quantised tensor, its type, and the bytes of a block."""
         gguf = _gguf_package()
         try:
             kind = gguf.GGMLQuantizationType(info.kind)
@@ -83,15 +109,7 @@ class GgufFile:
             raise WcseError(f"{self.path}: tensor {name} has {columns} columns, not a multiple of {block}")
         rows = prod(info.shape[:-1])
         row_bytes = columns // block * block_bytes
-        raw = self._bytes(name, info, rows * row_bytes).reshape(rows, row_bytes)
-        try:
-            values = gguf.dequantize(raw, kind)
-        except NotImplementedError:
-            raise WcseError(
-                f"{self.path}: tensor {name} is quantised as {kind.name}, which cannot be read; "
-                "take a file in F16, Q8_0, Q4_0, Q4_K, Q5_K or Q6_K"
-            ) from None
-        return torch.from_numpy(values).reshape(info.shape)
+        return self._bytes(name, info, rows * row_bytes).reshape(rows, row_bytes), kind, block_bytes
 
     def _bytes(self, name: str, info: TensorInfo, count: int) -> np.ndarray:
         if info.offset + count > len(self._data):

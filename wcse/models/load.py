@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ from wcse.models.gguf_tokenizer import gguf_eos_ids, gguf_tokenizer
 from wcse.models.hf import open_hf, read_json
 from wcse.models.spec import ModelSpec, spec_from_hf
 from wcse.models.weights import Weights
-from wcse.types import WcseError
+from wcse.types import Quantization, WcseError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt"]
@@ -81,7 +81,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def load_model(
-    path_or_name: str | Path, *, dtype: str = "auto", lm_head: bool = True, device: str = "cpu"
+    path_or_name: str | Path,
+    *,
+    dtype: str = "auto",
+    lm_head: bool = True,
+    device: str = "cpu",
+    quantization: Quantization | None = None,
 ) -> LoadedModel:
     """Load a model.
 
@@ -91,17 +96,26 @@ def load_model(
         dtype: of the weights in memory; on the CPU "auto" and "float32" are the same, on a GPU "auto" is "bfloat16".
         lm_head: False leaves out the output matrix, for a verifier that needs no logits.
         device: "cpu" or "cuda".
+        quantization: of the matrices in memory: None (float32), "int8", "int4", or "gguf" (as the GGUF file has
+            them, exactly); see ``Decoder``. Arithmetic is float32 in every case.
 
     Raises:
         WcseError: the model cannot be found or read, or is of a kind that is not supported; the message says
             what to do.
     """
     kind = _dtype_on(device, dtype)
+    if quantization is not None and quantization not in get_args(Quantization):
+        names = ", ".join(map(repr, get_args(Quantization)))
+        raise WcseError(f"quantization={quantization!r} is unknown; use {names} or None")
     path = find_model(path_or_name)
+    if quantization == "gguf" and path.suffix != ".gguf":
+        raise WcseError(f"quantization='gguf': {path} is not a .gguf file; use 'int8' or 'int4'")
     parts = _open_gguf(path) if path.suffix == ".gguf" else _open_folder(path)
     _check_vocabulary(path, parts)
     with _one_thread():
-        decoder = Decoder(parts.spec, parts.weights, lm_head=lm_head, device=device, dtype=kind)
+        decoder = Decoder(
+            parts.spec, parts.weights, lm_head=lm_head, device=device, dtype=kind, quantization=quantization
+        )
     return LoadedModel(
         decoder=decoder,
         tokenizer=parts.tokenizer,

@@ -12,16 +12,26 @@ from functools import partial
 
 import torch
 
+from wcse.kernels.packed import QuantizedWeight
 from wcse.types import WcseError
 
 
 class Weights:
     """Tensors by canonical name. Nothing is kept: each call of ``tensor`` reads again."""
 
-    def __init__(self, source: str, readers: Mapping[str, Callable[[], torch.Tensor]]) -> None:
-        """``source`` names the files in error messages; ``readers`` maps a name to what reads that tensor."""
+    def __init__(
+        self,
+        source: str,
+        readers: Mapping[str, Callable[[], torch.Tensor]],
+        quantized: Mapping[str, Callable[[], QuantizedWeight | None]] | None = None,
+    ) -> None:
+        """``source`` names the files in error messages; ``readers`` maps a name to what reads that tensor.
+
+        ``quantized`` maps a name to what reads the same as the codes that the file holds.
+        """
         self.source = source
         self._readers = dict(readers)
+        self._quantized = dict(quantized or {})
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor], source: str = "weights") -> Weights:
@@ -47,14 +57,29 @@ class Weights:
                 f"{self.source}: tensor {name} is missing; the file is incomplete or of another model"
             )
         tensor = reader().detach()
+        self._check_shape(name, tensor, shape)
+        if not tensor.is_floating_point():
+            raise WcseError(f"{self.source}: tensor {name} is {tensor.dtype}; only float weights can be read")
+        return tensor
+
+    def quantized(self, name: str, *shape: int) -> QuantizedWeight | None:
+        """A matrix as the codes that the file holds; None where it holds floats, or there is no such tensor.
+
+        Raises:
+            WcseError: it has another shape.
+        """
+        reader = self._quantized.get(name)
+        weight = reader() if reader else None
+        if weight is not None:
+            self._check_shape(name, weight.codes, shape)
+        return weight
+
+    def _check_shape(self, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
         if shape and tuple(tensor.shape) != shape:
             raise WcseError(
                 f"{self.source}: tensor {name} has shape {list(tensor.shape)}, "
                 f"the config asks for {list(shape)}"
             )
-        if not tensor.is_floating_point():
-            raise WcseError(f"{self.source}: tensor {name} is {tensor.dtype}; only float weights can be read")
-        return tensor
 
 
 def canonical_names(names: list[str], source: str) -> dict[str, str]:

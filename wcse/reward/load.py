@@ -22,14 +22,19 @@ from wcse.reward.layout import Layout
 from wcse.reward.readers import HeadReader, LogprobReader, Reader
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM, SharedHead
 from wcse.reward.uncertainty import PolicyScorer
-from wcse.types import WcseError
+from wcse.types import Quantization, WcseError
 
 SHARED_FILE = "prm_head.safetensors"
 """A shared head lies beside the policy's weights: ``score.*`` tensors, and metadata with its ``default_agg``."""
 
 
 def load_verifier(
-    name: str, engine: Engine, *, kv_memory: float, family: str | None = None
+    name: str,
+    engine: Engine,
+    *,
+    kv_memory: float,
+    family: str | None = None,
+    quantization: Quantization | None = None,
 ) -> SharedHead | SeparatePRM | ImplicitPRM | PolicyScorer:
     """The verifier of that name: 'shared', 'policy:MEASURE', or a model of its own.
 
@@ -40,7 +45,7 @@ def load_verifier(
         return load_shared_head(engine)
     if name.startswith(OWN):
         return PolicyScorer(engine, name.removeprefix(OWN))
-    return load_prm(name, kv_memory=kv_memory, family=family)
+    return load_prm(name, kv_memory=kv_memory, family=family, quantization=quantization)
 
 
 def load_shared_head(engine: Engine) -> SharedHead:
@@ -67,7 +72,12 @@ def load_shared_head(engine: Engine) -> SharedHead:
 
 
 def load_prm(
-    path: str, *, kv_memory: float, family: str | None = None, device: str = "cpu"
+    path: str,
+    *,
+    kv_memory: float,
+    family: str | None = None,
+    device: str = "cpu",
+    quantization: Quantization | None = None,
 ) -> SeparatePRM | ImplicitPRM:
     """A process reward model with its own KV tree, or two.
 
@@ -76,14 +86,15 @@ def load_prm(
         kv_memory: GiB for its keys and values.
         family: name in ``families.FAMILIES``; None takes what the model says of itself.
         device: "cpu" or "cuda".
+        quantization: of its weights (and its reference's) in memory, as in ``load_model``.
 
     Raises:
         WcseError: the model cannot be loaded, or its head or vocabulary does not fit the family.
     """
     record = family_named(family) if family else family_of(path, read_config(path))
     if record.head == "ratio":
-        return _load_implicit(path, record, kv_memory, device)
-    model = load_model(path, lm_head=False, device=device)
+        return _load_implicit(path, record, kv_memory, device, quantization)
+    model = load_model(path, lm_head=False, device=device, quantization=quantization)
     layout = _layout(record, model, path)
     head = _head(record, model, layout, path).to(model.decoder.device)
     return _separate(model, layout, HeadReader(head), kv_memory)
@@ -114,9 +125,11 @@ def _head(family: Family, model: LoadedModel, layout: Layout, path: str) -> Head
     return Head([(weight.to(torch.float32), None)], family.bounded)
 
 
-def _load_implicit(path: str, family: Family, kv_memory: float, device: str) -> ImplicitPRM:
+def _load_implicit(
+    path: str, family: Family, kv_memory: float, device: str, quantization: Quantization | None
+) -> ImplicitPRM:
     """The model and its reference, with half of the memory each."""
-    model = load_model(path, device=device)
+    model = load_model(path, device=device, quantization=quantization)
     name = model.extras.get("reference", family.reference)
     beta = model.extras.get("beta", family.beta)
     if not isinstance(name, str) or not isinstance(beta, int | float) or not beta > 0:
@@ -124,7 +137,7 @@ def _load_implicit(path: str, family: Family, kv_memory: float, device: str) -> 
             f"prm={path!r}: an implicit PRM needs 'reference' (a model) and 'beta' (a positive number) in the "
             f"'wcse' object of its config.json; it has reference={name!r}, beta={beta!r}"
         )
-    reference = load_model(name, device=device)
+    reference = load_model(name, device=device, quantization=quantization)
     if reference.spec.vocab_size < model.spec.vocab_size:
         raise WcseError(
             f"prm={path!r}: its reference {name!r} has {reference.spec.vocab_size} tokens and the PRM "
