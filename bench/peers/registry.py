@@ -81,7 +81,7 @@ class Recipe:
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("wcse", "wcse_side.py", ("float32", "int8", "int4")),
+        Recipe("wcse", "wcse_side.py", ("float32", "int8", "int4", "gguf")),
         Recipe(
             "transformers",
             "transformers_side.py",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from side import Count, Facts, Item, serve
@@ -28,7 +29,8 @@ class WcseSide:
 
     def load(self, model: dict[str, str], precision: str, threads: int, workloads: Sequence[str]) -> Facts:
         torch.set_num_threads(threads)
-        self.llm = LLM(load_model(model["path"], dtype=precision), kv_memory=KV_GIB)
+        quantization: Any = None if precision == "float32" else precision
+        self.llm = LLM(load_model(model["path"], quantization=quantization), kv_memory=KV_GIB)
         self.scorer: Scorer | None = None
         if "score" in workloads:
             self.scorer = load_prm(model["prm"], kv_memory=KV_GIB)
