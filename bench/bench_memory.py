@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from wcse import zoo
+from wcse.engine.generate import Generation, Prompt
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
 from wcse.engine.runner import pages
@@ -24,7 +25,8 @@ def test_kv_pages_of_a_wide_tree(benchmark: Any) -> None:
 
     def run() -> None:
         nonlocal most
-        llm._submit(ids, SamplingParams(n=LEAVES, max_tokens=NEW, ignore_eos=True))
+        params = SamplingParams(n=LEAVES, max_tokens=NEW, ignore_eos=True)
+        Generation(llm.backend, "0", Prompt(ids=ids), params, 0, "", lambda _: None).start()
         while llm.engine.busy:
             llm.engine.step()
             for counts in llm.engine.census().values():
