@@ -13,7 +13,7 @@ from typing import Any
 
 from wcse.answers import Judge, answer_classes, extract_answer
 from wcse.engine.driver import Outcome
-from wcse.search import ALIASES, STRATEGIES, SearchConfig, Strategy, get_strategy
+from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy
 from wcse.serve.errors import bad
 from wcse.types import Node, WcseError
 from wcse.votes import ballots, by_rank, get_selector
@@ -157,8 +157,3 @@ def _order(ranked: Ranked) -> tuple[bool, bool, float, tuple[int, ...]]:
 def finite(value: float | None) -> float | None:
     """JSON has no NaN."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def known_names() -> list[str]:
-    """Every strategy name and short form."""
-    return [*STRATEGIES, *ALIASES]
