@@ -1,0 +1,74 @@
+"""What every op shares: the choice of a backend, and the checks that make an address safe.
+
+Knows no op.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from wcse.types import WcseError
+
+Backend = Literal["auto", "cpp", "triton", "torch"]
+
+F32 = torch.float32
+I32 = torch.int32
+
+
+def pick(backend: Backend, x: Tensor) -> Literal["cpp", "triton", "torch"]:
+    """The backend that shall run, decided from the first tensor."""
+    if backend == "auto":
+        return "cpp" if x.is_cpu else "torch" if no_triton(x) else "triton"
+    if backend not in ("cpp", "triton", "torch"):
+        raise WcseError(f"backend={backend!r} is unknown; use 'auto', 'cpp', 'triton' or 'torch'")
+    if backend == "triton" and (why := no_triton(x)):
+        raise WcseError(f"backend='triton' cannot run: {why}")
+    return backend
+
+
+def native(backend: Backend, x: Tensor) -> bool:
+    """Whether the native kernel shall run, for ops that have no Triton kernel."""
+    return pick(backend, x) == "cpp"
+
+
+def no_triton(x: Tensor) -> str:
+    """Why Triton cannot work on ``x``; empty if it can."""
+    try:
+        import triton
+    except ImportError:
+        return "triton is not installed; pip install 'wcse[gpu]'"
+    if not x.is_cuda and not triton.knobs.runtime.interpret:
+        return f"the tensor is on {x.device}; use a CUDA device (or, to test, TRITON_INTERPRET=1)"
+    return ""
+
+
+def triton_ops() -> Any:
+    """The Triton ops; imported late, because Triton takes seconds and is not everywhere."""
+    from wcse.kernels.triton import checked
+
+    return checked
+
+
+def check(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor whose address may not go to the native code."""
+    if x.dtype is dtype and x.shape == shape and x.is_contiguous() and x.is_cpu:
+        return
+    if tuple(x.shape) != shape:
+        raise WcseError(f"{name} has shape {tuple(x.shape)}; expected {shape}")
+    if x.dtype is not dtype:
+        raise WcseError(f"{name} has dtype {x.dtype}; the native kernel takes {dtype}: convert with .to()")
+    if not x.is_cpu:
+        raise WcseError(f"{name} is on {x.device}; the native kernel runs on the CPU: use backend='torch'")
+    raise WcseError(f"{name} is not contiguous (strides {x.stride()}): pass {name}.contiguous()")
+
+
+def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(x.shape) != shape:
+        raise WcseError(f"{name} has shape {tuple(x.shape)}; expected {shape}")
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
