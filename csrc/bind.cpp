@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "arrays.h"
 #include "cpu/bind_kernels.h"
 #include "kv_tree.h"
@@ -56,6 +58,22 @@ Ints extend_rows(KVTree& tree, const py::object& nodes, const py::object& tokens
     return slots;
 }
 
+Ints extend_ahead(KVTree& tree, const py::object& nodes, size_t n) {
+    const Ints rows = int32_array(nodes, "nodes");
+    Ints slots(rows.size() * static_cast<py::ssize_t>(n));
+    tree.extend_ahead(rows.data(), size_of(rows), n, slots.mutable_data());
+    return slots;
+}
+
+void amend_rows(KVTree& tree, const py::object& nodes, const py::object& drop, const py::object& counts,
+                const py::object& tokens) {
+    const Ints rows = int32_array(nodes, "nodes"), less = int32_array(drop, "drop");
+    const Ints many = int32_array(counts, "counts"), ids = int32_array(tokens, "tokens");
+    same_size(rows, "nodes", less, "drop");
+    same_size(rows, "nodes", many, "counts");
+    tree.amend_rows(rows.data(), less.data(), many.data(), size_of(rows), ids.data(), size_of(ids));
+}
+
 std::pair<int32_t, int64_t> match_prefix(KVTree& tree, const py::object& tokens, int32_t under) {
     const Ints ids = int32_array(tokens, "tokens");
     return tree.match_prefix(ids.data(), size_of(ids), under);
@@ -68,6 +86,8 @@ void bind_kv_tree(py::module_& m) {
         .def("fork", &KVTree::fork, py::arg("parent"))
         .def("extend", &extend, py::arg("node"), py::arg("tokens"))
         .def("extend_rows", &extend_rows, py::arg("nodes"), py::arg("tokens"))
+        .def("extend_ahead", &extend_ahead, py::arg("nodes"), py::arg("n"))
+        .def("amend_rows", &amend_rows, py::arg("nodes"), py::arg("drop"), py::arg("counts"), py::arg("tokens"))
         .def("settle", &KVTree::settle)
         .def("seal", &KVTree::seal, py::arg("node"))
         .def("retain", &KVTree::retain, py::arg("node"))
@@ -131,16 +151,27 @@ void bind_work_list(py::module_& m) {
         .def_property_readonly("rows", array_of(&WorkList::rows))
         .def_property_readonly("pos", array_of(&WorkList::pos))
         .def_property_readonly("merge", array_of(&WorkList::merge))
+        .def_property_readonly("tails", array_of(&WorkList::tails))
         .def_readonly("slots", &WorkList::slots)
         .def_readonly("entries", &WorkList::entries);
     m.def(
         "work_list",
         [](const wcse::Plan& plan, int32_t tile_rows, int32_t block_pages, int32_t items, int32_t least_pages,
-           int32_t window) {
-            return wcse::make_work_list(plan, {tile_rows, block_pages, items, least_pages, window});
+           int32_t window, const std::optional<py::object>& ahead) {
+            wcse::WorkOptions options{tile_rows, block_pages, items, least_pages, window};
+            Ints pages;
+            if (ahead) {
+                pages = int32_array(*ahead, "ahead");
+                const int32_t rows = plan.n_rows();
+                if (rows == 0 || size_of(pages) % static_cast<size_t>(rows))
+                    throw py::value_error("work_list: ahead needs as many pages for each of the plan's rows");
+                options.ahead = pages.data();
+                options.ahead_pages = static_cast<int32_t>(size_of(pages)) / rows;
+            }
+            return wcse::make_work_list(plan, options);
         },
         py::arg("plan"), py::kw_only(), py::arg("tile_rows"), py::arg("block_pages"), py::arg("items"),
-        py::arg("least_pages"), py::arg("window") = 0);
+        py::arg("least_pages"), py::arg("window") = 0, py::arg("ahead") = py::none());
 }
 
 // ---------------------------------------------------------------------------------------------------- text
@@ -158,6 +189,8 @@ std::string bytes_in(const py::bytes& bytes) { return bytes; }
 std::vector<std::string> bytes_in(const std::vector<py::bytes>& list) { return {list.begin(), list.end()}; }
 
 void bind_text(py::module_& m) {
+    py::class_<wcse::Automaton>(m, "Automaton", "Follows a delimiter or stop strings through a text.")
+        .def_property_readonly("states", &wcse::Automaton::states);
     // py::bytes, not std::string: the latter would take str as well.
     py::class_<TextMatcher>(m, "TextMatcher", "Finds delimiters and stop strings in the bytes of tokens.")
         .def(py::init([](const std::vector<py::bytes>& token_bytes) { return TextMatcher(bytes_in(token_bytes)); }),
@@ -175,7 +208,17 @@ void bind_text(py::module_& m) {
         .def("close", &TextMatcher::close, py::arg("slot"))
         .def("new_step", &TextMatcher::new_step, py::arg("slot"))
         .def("advance", &advance, py::arg("slots"), py::arg("tokens"))
-        .def("stop", &TextMatcher::stop, py::arg("slot"));
+        .def("stop", &TextMatcher::stop, py::arg("slot"))
+        .def("automaton", &TextMatcher::automaton, py::arg("pattern"), py::arg("bit"))
+        .def("table",
+             [](const TextMatcher& matcher, const wcse::Automaton& automaton) {
+                 const std::vector<uint16_t> entries = matcher.table(automaton);
+                 return py::array_t<uint16_t>({static_cast<py::ssize_t>(automaton.states()),
+                                               static_cast<py::ssize_t>(entries.size()) / automaton.states()},
+                                              entries.data());
+             },
+             py::arg("automaton"))
+        .def("state", &TextMatcher::state, py::arg("automaton"), py::arg("slot"), py::arg("bit"));
 }
 
 // --------------------------------------------------------------------------------------------- thread pool

@@ -120,6 +120,61 @@ void KVTree::extend_rows(const int32_t* nodes, const int32_t* tokens, size_t row
     audit();
 }
 
+void KVTree::extend_ahead(const int32_t* nodes, size_t rows, size_t n, int32_t* slots) {
+    if (n == 0) return;
+    const std::vector<int32_t> blank(n, 0);
+    const uint64_t stamp = ++stamp_;
+    int64_t more = 0;
+    for (size_t i = 0; i < rows; i++) {
+        need_extensible(nodes[i], blank.data(), n, "extend_ahead");
+        Node& node = at(nodes[i]);
+        if (node.stamp == stamp) refuse("extend_ahead", nodes[i], "is given twice; rows must be distinct");
+        node.stamp = stamp;
+        more += pages_for(static_cast<int64_t>(node.tokens.size() + n)) - static_cast<int64_t>(node.pages.size());
+    }
+    need_pages(more, "extend_ahead");
+    for (size_t i = 0; i < rows; i++) reserve(nodes[i], n);
+    grow(flight_, flight_.size() + rows);
+    while (free_pages() < more) evict_oldest();
+    for (size_t i = 0; i < rows; i++) append(nodes[i], blank.data(), n, slots + i * n);
+    peak_used_ = std::max(peak_used_, total_ - free_pages());
+    audit();
+}
+
+void KVTree::amend_rows(const int32_t* nodes, const int32_t* drop, const int32_t* counts, size_t rows,
+                        const int32_t* tokens, size_t n_tokens) {
+    const uint64_t stamp = ++stamp_;
+    size_t next = 0;
+    for (size_t i = 0; i < rows; i++) {
+        need_extensible(nodes[i], tokens, 0, "amend_rows");
+        Node& node = at(nodes[i]);
+        if (node.stamp == stamp) refuse("amend_rows", nodes[i], "is given twice; rows must be distinct");
+        node.stamp = stamp;
+        const int64_t left = static_cast<int64_t>(node.tokens.size()) - drop[i];
+        const int64_t in_flight = node.flight_from == kNone ? -1 : int64_t{node.flight_from} * kPageTokens;
+        if (drop[i] < 0 || counts[i] < 0 || in_flight < 0 || left - counts[i] < in_flight || left <= in_flight)
+            refuse("amend_rows", nodes[i], "has too few tokens in flight");
+        next += static_cast<size_t>(counts[i]);
+        if (next > n_tokens) refuse("amend_rows", nodes[i], "gets fewer tokens than it counts");
+        need_extensible(nodes[i], tokens + next - counts[i], static_cast<size_t>(counts[i]), "amend_rows");
+    }
+    next = 0;
+    for (size_t i = 0; i < rows; i++) {
+        Node& node = at(nodes[i]);
+        node.tokens.resize(node.tokens.size() - static_cast<size_t>(drop[i]));
+        node.depth -= drop[i];
+        tokens_ -= drop[i];
+        std::copy_n(tokens + next, counts[i], node.tokens.end() - counts[i]);
+        next += static_cast<size_t>(counts[i]);
+        while (static_cast<int64_t>(node.pages.size()) > pages_for(static_cast<int64_t>(node.tokens.size()))) {
+            free_.push_back(node.pages.back());  // never allocates: it once held them all
+            node.pages.pop_back();
+            in_flight_--;
+        }
+    }
+    audit();
+}
+
 void KVTree::settle() {
     for (int32_t id : flight_) {
         Node& node = at(id);

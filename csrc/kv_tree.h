@@ -58,6 +58,16 @@ public:
     // Appends tokens[i] to nodes[i]; the nodes are distinct. All or nothing.
     void extend_rows(const int32_t* nodes, const int32_t* tokens, size_t rows, int32_t* slots);
 
+    // Appends n tokens of id 0 to each of the nodes, which are distinct: room for tokens that a device will draw by
+    // itself. All or nothing. Writes the n slots of each node in turn.
+    void extend_ahead(const int32_t* nodes, size_t rows, size_t n, int32_t* slots);
+
+    // What the device drew: the last `drop` tokens of nodes[i] go, pages that they leave empty are free, and the
+    // counts[i] tokens before those become the next ones of `tokens`. All of them must be in flight, and a token in
+    // flight must remain. All or nothing.
+    void amend_rows(const int32_t* nodes, const int32_t* drop, const int32_t* counts, size_t rows,
+                    const int32_t* tokens, size_t n_tokens);
+
     // The running step has written its keys and values: nothing is in flight any more.
     void settle();
 

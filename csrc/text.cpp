@@ -6,8 +6,6 @@
 namespace wcse {
 namespace {
 
-constexpr std::string_view kSpaces = " \t\n\r\v\f";
-
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument("TextMatcher." + what); }
 
 }  // namespace
@@ -78,6 +76,38 @@ std::pair<int32_t, int64_t> TextMatcher::stop(int32_t id) const {
     return {slot.stop_index, slot.end - slot.stop_begin};
 }
 
+Automaton TextMatcher::automaton(int32_t pattern, uint8_t bit) const {
+    if (pattern < 0 || static_cast<size_t>(pattern) >= patterns_.size())
+        refuse("automaton: pattern " + std::to_string(pattern) + " does not exist");
+    const Pattern& given = patterns_[static_cast<size_t>(pattern)];
+    if (bit == kStop) return Automaton(given.stops, false);
+    return Automaton(given.delimiter.empty() ? std::vector<std::string>{} : std::vector{given.delimiter}, true);
+}
+
+std::vector<uint16_t> TextMatcher::table(const Automaton& automaton) const {
+    if (automaton.states() >= Automaton::kFound)
+        refuse("table: " + std::to_string(automaton.states()) + " states; the stop strings are too long");
+    std::vector<uint16_t> entries;
+    entries.reserve(static_cast<size_t>(automaton.states()) * token_end_.size());
+    for (int32_t state = 0; state < automaton.states(); state++)
+        for (size_t token = 0; token < token_end_.size(); token++)
+            entries.push_back(static_cast<uint16_t>(automaton.run(state, bytes_of(static_cast<int32_t>(token)))));
+    return entries;
+}
+
+int32_t TextMatcher::state(const Automaton& automaton, int32_t id, uint8_t bit) const {
+    const Slot& slot = need(id, "state");
+    std::string_view text = slot.tail;  // what an unfinished match can need
+    int32_t state = automaton.begin();
+    if (bit == kDelimiter) {
+        if (slot.visible < 0) return state;
+        const int64_t begin = slot.end - static_cast<int64_t>(text.size());
+        text.remove_prefix(static_cast<size_t>(std::clamp<int64_t>(slot.visible + 1 - begin, 0, text.size())));
+        state = automaton.run(state, "x");  // the visible byte, whichever it was
+    }
+    return automaton.run(state, text) & ~Automaton::kFound;
+}
+
 std::string_view TextMatcher::bytes_of(int32_t token) const {
     const size_t begin = token == 0 ? 0 : token_end_[static_cast<size_t>(token) - 1];
     return std::string_view(text_).substr(begin, token_end_[static_cast<size_t>(token)] - begin);
@@ -101,8 +131,8 @@ uint8_t TextMatcher::append(Slot& slot, std::string_view bytes) {
     window += bytes;
     slot.end += static_cast<int64_t>(bytes.size());
     if (slot.visible < 0) {
-        const size_t at = bytes.find_first_not_of(kSpaces);
-        if (at != bytes.npos) slot.visible = begin + old + static_cast<int64_t>(at);
+        const auto at = std::find_if_not(bytes.begin(), bytes.end(), is_space);
+        if (at != bytes.end()) slot.visible = begin + old + (at - bytes.begin());
     }
 
     // First place from `least` in the text on at which `what` lies and ends in the new bytes; -1: nowhere.

@@ -14,7 +14,12 @@
 #include <utility>
 #include <vector>
 
+#include "automaton.h"
+
 namespace wcse {
+
+// Blank lines ahead of a step do not end it: these are the bytes that are not visible.
+inline bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 class TextMatcher {
 public:
@@ -37,6 +42,16 @@ public:
     // The last stop string completed, (its index, bytes from its start to the end of the text so far). Of
     // several in one token the one that was complete first, of those the longest.
     std::pair<int32_t, int64_t> stop(int32_t slot) const;
+
+    // What finds the pattern's delimiter (kDelimiter) or its stop strings (kStop) token by token.
+    Automaton automaton(int32_t pattern, uint8_t bit) const;
+
+    // Entries of an automaton's table, [states, tokens]: the next state, and Automaton::kFound. Throws
+    // std::invalid_argument when there are more states than an entry can name.
+    std::vector<uint16_t> table(const Automaton& automaton) const;
+
+    // Where the automaton is in the slot's text.
+    int32_t state(const Automaton& automaton, int32_t slot, uint8_t bit) const;
 
 private:
     struct Pattern {

@@ -25,7 +25,14 @@ struct Tile {
 
 class Builder {
 public:
-    Builder(const Plan& plan, const WorkOptions& options) : plan_(plan), o_(options) {}
+    Builder(const Plan& plan, const WorkOptions& options) : plan_(plan), o_(options) {
+        if (!o_.ahead) return;
+        own_.assign(static_cast<size_t>(plan.n_rows()), -1);
+        list_.tails.assign(static_cast<size_t>(plan.n_rows()), -1);
+        // Depth-first: the last node that begins with a row is the row's own.
+        for (size_t x = 0; x < plan.nodes.size(); x++)
+            own_[static_cast<size_t>(plan.nodes.lo[x])] = static_cast<int32_t>(x);
+    }
 
     WorkList build() {
         const int32_t rows = plan_.n_rows();
@@ -63,14 +70,23 @@ private:
         const int32_t from = std::max(lo, a), to = std::min(plan_.nodes.hi[x], b);
         if (from >= to) return;
         const int32_t most = std::min(length, plan_.nodes.seen[x] + to - 1 - lo);  // that the last row sees
+        const bool grows = o_.ahead && own_[static_cast<size_t>(lo)] == node;
         int32_t oldest = 0;  // position of the oldest token that any of the rows sees
         if (o_.window)
             oldest = *std::min_element(plan_.positions.begin() + from, plan_.positions.begin() + to) - o_.window + 1;
         for (int32_t token = 0, page = first; token < most; token += kPage, page++) {
             const int32_t valid = std::min(kPage, length - token), pos = plan_.nodes.pos[x] + token;
             if (pos + valid <= oldest) continue;
+            if (grows) list_.tails[static_cast<size_t>(lo)] = static_cast<int32_t>(list_.page.size());
+            // A page that grows is seen as far as it is valid.
             push(plan_.pages[static_cast<size_t>(page)] | static_cast<int32_t>(static_cast<uint32_t>(valid) << 27),
-                 pack_rows(from - a, to - a, plan_.nodes.seen[x] - token - lo + a), pos);
+                 pack_rows(from - a, to - a, grows ? kMaxTileRows : plan_.nodes.seen[x] - token - lo + a), pos);
+        }
+        for (int32_t i = 0; grows && i < o_.ahead_pages; i++) {
+            const int32_t page = o_.ahead[static_cast<size_t>(lo) * static_cast<size_t>(o_.ahead_pages) + i];
+            const int32_t stored = plan_.nodes.page_end[x] - first;
+            if (page >= 0)
+                push(page, pack_rows(from - a, to - a, kMaxTileRows), plan_.nodes.pos[x] + (stored + i) * kPage);
         }
     }
 
@@ -111,6 +127,7 @@ private:
 
     const Plan& plan_;
     const WorkOptions o_;
+    std::vector<int32_t> own_;  // with o_.ahead, by row: the node whose last token it is
     WorkList list_;
     std::vector<Tile> tiles_;
     std::vector<Item> items_;

@@ -17,6 +17,10 @@ struct WorkOptions {
     int32_t items;        // wanted items: long lists are split to reach them
     int32_t least_pages;  // of a chunk, so that splitting does not cost more than it gives
     int32_t window;       // sliding window in tokens, 0 for none: pages outside every row's window are left out
+    // Pages that each row's own node will grow into, `ahead_pages` a row, -1 for none: they follow its last page in
+    // the list, with no valid token yet. Rows must be the last tokens of distinct leaves.
+    const int32_t* ahead = nullptr;
+    int32_t ahead_pages = 0;
 };
 
 struct WorkList {
@@ -27,6 +31,7 @@ struct WorkList {
     std::vector<int32_t> page, rows, pos;
     // Three a row: first partial slot, slots from one chunk's partial to the next, chunks (0: nothing to merge).
     std::vector<int32_t> merge;
+    std::vector<int32_t> tails;  // with `ahead`, one a row: the entry of its last token; its next pages follow it
     int32_t slots = 0;    // partial results in all
     int64_t entries = 0;  // pages of all lists, padding left out: what the kernel reads, per head
 };

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wcse import _core
+from wcse.kernels.scaled import ScaledPages, quantize_rows
 
 PAGE = 16
 """Tokens in one page of the KV pools."""
@@ -37,8 +39,8 @@ def _path_tokens(plan: _core.Plan) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 def tree_attention(
     q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Tensor | ScaledPages,
+    v_pages: Tensor | ScaledPages,
     plan: _core.Plan,
     *,
     scale: float,
@@ -46,6 +48,8 @@ def tree_attention(
     window: int,
 ) -> Tensor:
     """Attention of each row over the tokens on its path. Shapes as in ``ops.tree_attention``."""
+    if isinstance(k_pages, ScaledPages) and isinstance(v_pages, ScaledPages):
+        k_pages, v_pages = k_pages.dense(q.dtype, keys=True), v_pages.dense(q.dtype, keys=False)
     n_heads, head_dim = q.shape[1:]
     n_kv = k_pages.shape[1]
     row_positions = plan.positions.tolist()
@@ -101,8 +105,8 @@ def rope_write_kv(
     slots: Tensor,
     cos: Tensor,
     sin: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Tensor | ScaledPages,
+    v_pages: Tensor | ScaledPages,
     *,
     n_heads: int,
     n_kv_heads: int,
@@ -123,8 +127,18 @@ def rope_write_kv(
     q, k = (rope(part, cos[position], sin[position]) for part in (q, k))
     page, offset = slots.long() // PAGE, slots.long() % PAGE
     # A value that is not finite would reach every later reader of its page (0 x NaN = NaN).
-    k_pages[page, :, :, offset] = torch.where(k.isfinite(), k, 0).to(k_pages.dtype)
-    v_pages[page, :, offset, :] = torch.where(v.isfinite(), v, 0).to(v_pages.dtype)
+    k, v = torch.where(k.isfinite(), k, 0), torch.where(v.isfinite(), v, 0)
+    if isinstance(k_pages, ScaledPages) and isinstance(v_pages, ScaledPages):
+        for part, pages, stored in (
+            (k, k_pages, k_pages.values.transpose(2, 3)),
+            (v, v_pages, v_pages.values),
+        ):
+            numbers, pages.scale[page, :, offset] = quantize_rows(part)
+            stored.view(torch.uint8)[page, :, offset, :] = numbers.view(torch.uint8)
+        return q.contiguous()
+    assert isinstance(k_pages, Tensor) and isinstance(v_pages, Tensor)
+    k_pages[page, :, :, offset] = k.to(k_pages.dtype)
+    v_pages[page, :, offset, :] = v.to(v_pages.dtype)
     return q.contiguous()
 
 
@@ -239,3 +253,38 @@ def group_top_k(scores: Tensor, bounds: Tensor, k: int) -> Tensor:
         places = sorted(range(end - begin), key=lambda i: (broken[i], -float(ranked[i]), i))[:k]
         out[g, : len(places)] = torch.tensor([begin + i for i in places], dtype=torch.int32)
     return out.to(scores.device)
+
+
+def advance(drawn: Tensor, logprobs: Tensor, rows: Any, table: Tensor) -> None:
+    """See ``ops.advance``."""
+    for r in range(len(drawn)):
+        if rows.done[r]:
+            continue
+        token, count = int(drawn[r]), int(rows.counts[r])
+        rows.written[count, r], rows.logprobs[count, r] = token, logprobs[r]
+        rows.counts[r] += 1
+        rows.left[r] -= 1
+        rows.counters[r] += 1
+        done = (token < 0) | (rows.left[r] <= 0) << 1 | (count + 1 >= len(rows.written)) << 2
+        for m, state in enumerate(rows.machines[:, r].tolist()):
+            entry = int(table[state, max(token, 0)]) & 0xFFFF
+            rows.machines[m, r] = entry & 0x7FFF
+            done |= (entry >> 15) << (3 + m)
+        rows.done[r] = done
+        if not done:
+            rows.tokens[r] = token
+            rows.positions[r] += 1
+
+
+def grow(rows: Any, tails: Tensor, page: Tensor, row_pos: Tensor) -> None:
+    """See ``ops.grow``."""
+    for r in range(len(tails)):
+        rows.slots[r] = -1
+        if rows.done[r]:
+            continue
+        if int(page[tails[r]]) >> 27 & 31 == PAGE:
+            tails[r] += 1
+        entry = int(page[tails[r]])
+        rows.slots[r] = (entry & 0x7FFFFFF) * PAGE + (entry >> 27 & 31)
+        page[tails[r]] += 1 << 27
+        row_pos[r] = rows.positions[r]

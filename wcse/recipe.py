@@ -93,9 +93,16 @@ class Recipe(Options):
     )
     prm_family: str | None = _changes_results(None, "how the verifier reads steps; none asks the model")
     quantization: Quantization | None = _changes_results(
-        None, "the policy's weights in memory: int8, int4, or gguf (as the file has them); none is float32"
+        None,
+        "the policy's weights in memory: int8, int4, gguf (as the file has them), fp8 (GPU); none is those of dtype",
     )
     prm_quantization: Quantization | None = _changes_results(None, "the same for the verifier's weights")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = _changes_results(
+        None, "weights and arithmetic; auto is float32 on a CPU, bfloat16 on a GPU"
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] | None = _changes_results(
+        None, "keys and values: auto is dtype; fp8 is for a GPU"
+    )
     problems: str = _changes_results(..., "the problems' specification", min_length=1)
     limit: int | None = _changes_results(None, "keep only the first problems", ge=1)
     strategies: tuple[str, ...] = _changes_results(
@@ -125,6 +132,7 @@ class Recipe(Options):
     kv_memory_gb: float | None = runtime_only(
         None, "memory for keys and values; none lets the engine choose", gt=0
     )
+    device: str | None = runtime_only(None, "cpu or cuda; none is the CPU")
     threads: int | None = runtime_only(None, "CPU threads; none takes torch's", ge=1)
     out: str | None = runtime_only(None, "directory of the journal and the outputs")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -18,11 +19,20 @@ from wcse.data.fingerprint import fingerprint_path
 from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
-from wcse.engine.engine import Engine
-from wcse.engine.llm import pages_in
+from wcse.engine.engine import FILL_TOKENS, Engine
+from wcse.engine.fit import Fit, footprint, plan_memory
+from wcse.engine.llm import KV_GIB, pages_in
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
-from wcse.models.load import LoadedModel, find_model, load_model
+from wcse.models.load import (
+    LoadedModel,
+    dtype_on,
+    find_model,
+    kv_dtype_on,
+    load_model,
+    read_config,
+    read_spec,
+)
 from wcse.optimal.policy_file import load_choices
 from wcse.progress import Progress
 from wcse.prompts import render_problem
@@ -34,9 +44,6 @@ from wcse.types import Node, Problem, Search, WcseError
 
 ROWS = 256
 """Rows that decode at once, unless the recipe says otherwise."""
-
-KV_GIB = 2.0
-"""Memory for keys and values, unless the recipe says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +71,62 @@ class Models:
         Raises:
             WcseError: a model cannot be loaded.
         """
-        policy = load_model(recipe.policy, quantization=recipe.quantization)
-        kv = recipe.kv_memory_gb or KV_GIB
-        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
+        device = recipe.device or "cpu"
+        formats = {"dtype": recipe.dtype or "auto", "kv_cache_dtype": recipe.kv_cache_dtype or "auto"}
+        rows = recipe.batch_size or ROWS
         scored = any(part.scored for part in plan(recipe))
-        return cls(policy, engine, _scorer(recipe, engine, kv) if scored else None)
+        policy_kv, prm_kv = kv_shares(recipe, scored=scored)
+        policy = load_model(recipe.policy, device=device, quantization=recipe.quantization, **formats)
+        engine = Engine(policy, max_rows=rows, num_pages=pages_in(policy, policy_kv))
+        if not scored:
+            return cls(policy, engine, None)
+        assert recipe.prm is not None
+        scorer = load_verifier(
+            recipe.prm,
+            engine,
+            kv_memory=prm_kv,
+            family=recipe.prm_family,
+            device=device,
+            quantization=recipe.prm_quantization,
+            **formats,
+        )
+        return cls(policy, engine, scorer)
+
+
+def kv_shares(recipe: Recipe, *, scored: bool) -> tuple[float, float]:
+    """GiB for keys and values of policy and verifier: each what is given or the default; on a GPU what is free."""
+    device = recipe.device or "cpu"
+    if recipe.kv_memory_gb or torch.device(device).type != "cuda":
+        return (recipe.kv_memory_gb or KV_GIB,) * 2
+    fit = fit_of(recipe, scored=scored)
+    shares = [fit.kv_of(model) / 2**30 for model in fit.models]
+    return shares[0], shares[-1]
+
+
+def fit_of(recipe: Recipe, *, scored: bool, present: bool = True) -> Fit:
+    """What fits of the recipe's models on its device. ``present`` refuses a device that is not there."""
+    device = recipe.device or "cpu"
+    dtype = dtype_on(device, recipe.dtype or "auto", present=present)
+    kinds: dict[str, Any] = {
+        "dtype": dtype,
+        "kv_dtype": kv_dtype_on(device, dtype, recipe.kv_cache_dtype or "auto"),
+        "rows": (recipe.batch_size or ROWS) + FILL_TOKENS,
+    }
+    models = [("policy", recipe.policy, recipe.quantization)]
+    if scored and recipe.prm not in (None, SHARED) and not str(recipe.prm).startswith(OWN):
+        models.append(("prm", str(recipe.prm), recipe.prm_quantization))
+        extras = read_config(recipe.prm or "").get("wcse") or {}
+        if isinstance(extras.get("reference"), str):
+            models.append(("prm's reference", extras["reference"], recipe.prm_quantization))
+    found = []
+    for role, name, quantization in models:
+        spec, path = read_spec(name)
+        head = role != "prm" or len(models) > 2  # a verifier with a reference reads probabilities
+        found.append(
+            footprint(spec, role=role, name=name, quantization=quantization, path=path, head=head, **kinds)
+        )
+    kv = recipe.kv_memory_gb * len(found) if recipe.kv_memory_gb else None
+    return plan_memory(device, tuple(found), kv_gib=kv)
 
 
 def solve(
@@ -188,17 +246,6 @@ def _params(recipe: Recipe) -> SamplingParams:
         top_k=recipe.top_k,
         min_p=recipe.min_p,
         max_tokens=recipe.max_tokens,
-    )
-
-
-def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
-    assert recipe.prm is not None
-    return load_verifier(
-        recipe.prm,
-        engine,
-        kv_memory=kv,
-        family=recipe.prm_family,
-        quantization=recipe.prm_quantization,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-Quantization = Literal["int8", "int4", "gguf"]
+Quantization = Literal["int8", "int4", "gguf", "fp8"]
 """How a model's matrices are kept in memory, where not in float32: quantised here, or as a GGUF file has them."""
 
 

@@ -10,9 +10,10 @@ Common sizes: T rows (new tokens), Hq query heads, Hkv key/value heads, d head s
 Knows nothing of models, trees or engines.
 """
 
-from wcse.kernels.dense import DenseLinear
+from wcse.kernels.dense import DenseLinear, Fp8Linear
 from wcse.kernels.ops.attention import device_plan, rope_write_kv, tree_attention
 from wcse.kernels.ops.common import Backend
+from wcse.kernels.ops.decoding import DecodeRows, advance, grow
 from wcse.kernels.ops.linear import Linear, linear
 from wcse.kernels.ops.rows import Activation, add_rms_norm, gated_act, rms_norm
 from wcse.kernels.ops.sampling import sample, token_logprobs
@@ -27,20 +28,27 @@ from wcse.kernels.packed import (
     stack,
 )
 from wcse.kernels.reference import PAGE
+from wcse.kernels.scaled import FP8, ScaledPages
 
 __all__ = [
+    "FP8",
     "PAGE",
     "Activation",
     "Backend",
+    "DecodeRows",
     "DenseLinear",
     "Format",
+    "Fp8Linear",
     "Linear",
     "PackedLinear",
     "QuantizedWeight",
+    "ScaledPages",
     "add_rms_norm",
+    "advance",
     "device_plan",
     "gated_act",
     "group_top_k",
+    "grow",
     "linear",
     "pack_linear",
     "pack_quantized",

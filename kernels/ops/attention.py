@@ -14,6 +14,7 @@ from wcse import _core
 from wcse.kernels import reference
 from wcse.kernels.ops.common import F32, I32, Backend, address, check, check_shape, pick, triton_ops
 from wcse.kernels.reference import PAGE
+from wcse.kernels.scaled import ScaledPages
 from wcse.types import WcseError
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 def tree_attention(
     q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Tensor | ScaledPages,
+    v_pages: Tensor | ScaledPages,
     plan: _core.Plan | DevicePlan,
     *,
     scale: float,
@@ -37,7 +38,8 @@ def tree_attention(
         q: [T, Hq, d] queries, rows in the order of ``plan``; d a multiple of 8 from 8 to 256.
         k_pages: [P, Hkv, d, 16] keys, transposed inside a page. Query head h reads head h // (Hq // Hkv). For
             Triton a transposed view of keys stored as [P, Hkv, 16, d].
-        v_pages: [P, Hkv, 16, d] values. For Triton keys and values must be finite everywhere in the pools.
+        v_pages: [P, Hkv, 16, d] values. For Triton keys and values must be finite everywhere in the pools. Both may
+            be ``ScaledPages`` (8 bits), except for the native kernel.
         plan: the plan of this step; for Triton best one that ``device_plan`` made, once for all layers.
         scale: factor of the scores, usually d ** -0.5.
         softcap: scores become softcap * tanh(score / softcap); 0 turns it off.
@@ -72,6 +74,7 @@ def tree_attention(
         )
     if head_dim % 8 or not 8 <= head_dim <= 256:
         raise WcseError(f"q has head size {head_dim}; the native kernel takes multiples of 8 up to 256")
+    k_pages, v_pages = _plain(k_pages), _plain(v_pages)
     check("q", q, F32, (n_rows, n_heads, head_dim))
     check("k_pages", k_pages, F32, (n_pages, n_kv, head_dim, PAGE))
     check("v_pages", v_pages, F32, (n_pages, n_kv, PAGE, head_dim))
@@ -97,6 +100,15 @@ def tree_attention(
     return out
 
 
+def _plain(pages: Tensor | ScaledPages) -> Tensor:
+    """Pages for the native kernels."""
+    if isinstance(pages, ScaledPages):
+        raise WcseError(
+            "pages of 8 bits are for the backends 'triton' and 'torch'; the native kernels take float32"
+        )
+    return pages
+
+
 def device_plan(
     plan: _core.Plan,
     device: torch.device,
@@ -118,8 +130,8 @@ def rope_write_kv(
     slots: Tensor,
     cos: Tensor,
     sin: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Tensor | ScaledPages,
+    v_pages: Tensor | ScaledPages,
     *,
     n_heads: int,
     n_kv_heads: int,
@@ -180,6 +192,7 @@ def rope_write_kv(
         )
     if head_dim > 256:
         raise WcseError(f"qkv has heads of size {head_dim}; the native kernel takes up to 256")
+    k_pages, v_pages = _plain(k_pages), _plain(v_pages)
     table = (cos.shape[0], head_dim // 2)
     check("qkv", qkv, F32, (n_rows, width))
     check("positions", positions, I32, (n_rows,))

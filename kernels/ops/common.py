@@ -65,7 +65,7 @@ def check(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> N
     raise WcseError(f"{name} is not contiguous (strides {x.stride()}): pass {name}.contiguous()")
 
 
-def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+def check_shape(name: str, x: Any, shape: tuple[int, ...]) -> None:
     if tuple(x.shape) != shape:
         raise WcseError(f"{name} has shape {tuple(x.shape)}; expected {shape}")
 

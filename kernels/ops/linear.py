@@ -10,17 +10,19 @@ from torch import Tensor
 
 from wcse import _core
 from wcse.kernels import reference
-from wcse.kernels.dense import DenseLinear
+from wcse.kernels.dense import DenseLinear, Fp8Linear
 from wcse.kernels.ops.common import F32, Backend, address, check, native
 from wcse.kernels.packed import PackedLinear
 from wcse.types import WcseError
 
-Linear = PackedLinear | DenseLinear
+Linear = PackedLinear | DenseLinear | Fp8Linear
 
 
 def packed_weight(weight: Linear) -> PackedLinear:
-    if isinstance(weight, DenseLinear):
-        raise WcseError("the weight is a DenseLinear; the native kernel takes one from pack_linear")
+    if not isinstance(weight, PackedLinear):
+        raise WcseError(
+            f"the weight is a {type(weight).__name__}; the native kernel takes one from pack_linear"
+        )
     return weight
 
 
@@ -36,8 +38,8 @@ def linear(
 
     Args:
         x: [T, K].
-        packed: the weight [N, K], from ``pack_linear`` or ``pack_quantized``, or a ``DenseLinear`` for the other
-            backends. Quantised weights count as the floats that ``packed.weight()`` gives; the result has the bits
+        packed: the weight [N, K], from ``pack_linear`` or ``pack_quantized``, or a ``DenseLinear`` or
+            ``Fp8Linear`` for the other backends. Quantised weights count as the floats that ``packed.weight()`` gives; the result has the bits
             that those would give.
         bias: [N] or None.
         residual: [T, N] or None.
@@ -53,6 +55,10 @@ def linear(
     n = packed.n
     if k != packed.k:
         raise WcseError(f"x has {k} columns; the weight takes {packed.k}")
+    if isinstance(packed, Fp8Linear) and not native(backend, x):
+        out = packed.product(x)
+        out = out if bias is None else out.add_(bias)
+        return out if residual is None else out.add_(residual)
     if not native(backend, x):
         return reference.linear(x, packed.weight().to(x.dtype), bias, residual)
     packed = packed_weight(packed)

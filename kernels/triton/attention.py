@@ -26,6 +26,8 @@ def tree_attention_kernel(
     q_ptr,
     k_ptr,
     v_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
     out_ptr,
     part_ptr,
     part_lse_ptr,
@@ -50,8 +52,13 @@ def tree_attention_kernel(
     WINDOW: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
-    """Grid (items, kv heads). q, out [T, HQ, D]; k, v pools [pages, kv heads, 16, D] by ``stride_page/head``."""
+    """Grid (items, kv heads). q, out [T, HQ, D]; k, v pools [pages, kv heads, 16, D] by ``stride_page/head``.
+
+    SCALED: keys and values have 8 bits, and each token and head a factor, float32 [pages, kv heads, 16]. Factors of
+    keys multiply columns of scores, those of values columns of weights.
+    """
     item = item_ptr + tl.program_id(0) * 5
     h = tl.program_id(1)
     row0 = tl.load(item)
@@ -69,7 +76,7 @@ def tree_attention_kernel(
     at = ((row0 + leaf).to(tl.int64) * HQ + head) * D
     q_mask = live[:, None] & (d < D)[None, :]
     q = tl.load(q_ptr + at[:, None] + d[None, :], mask=q_mask, other=0.0).to(tl.float32)
-    kind = k_ptr.dtype.element_ty
+    kind = q_ptr.dtype.element_ty
     q = (q * scale_log2).to(kind)
     if E > 0:
         e = tl.arange(0, E)
@@ -96,6 +103,12 @@ def tree_attention_kernel(
         else:
             k = tl.load(k_ptr + base[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0)
             v = tl.load(v_ptr + base[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0)
+        if SCALED:
+            k = k.to(tl.float32).to(kind)
+            v = v.to(tl.float32).to(kind)
+            factor = (page & 0x07FFFFFF).to(tl.int64) * (stride_page // D) + h * 16 + t
+            k_factor = tl.load(k_scale_ptr + factor)
+            v_factor = tl.load(v_scale_ptr + factor)
         low = tl.maximum(seen_by & 255, t + 1 - ((seen_by >> 16 & 255) - 128))
         high = tl.where(t < (page >> 27 & 31), seen_by >> 8 & 255, 0)
         if E > 0:  # [E, BN]
@@ -103,9 +116,12 @@ def tree_attention_kernel(
             if WINDOW:
                 see = see & ((tl.load(pos_ptr + entry) + t)[None, :] >= first[:, None])
             hidden = tl.where(see, 0.0, -30000.0).to(kind)
-            if CAP:
+            if CAP or SCALED:
                 s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-                s = cap_log2 - 2.0 * cap_log2 / (tl.exp2(s * cap_rate) + 1.0)  # cap * tanh(s / cap)
+                if SCALED:
+                    s = s * k_factor[None, :]
+                if CAP:
+                    s = cap_log2 - 2.0 * cap_log2 / (tl.exp2(s * cap_rate) + 1.0)  # cap * tanh(s / cap)
                 s = tl.dot(one_hot, hidden, s, input_precision=PRECISION)
             else:
                 s = tl.dot(one_hot, hidden, input_precision=PRECISION)
@@ -115,6 +131,8 @@ def tree_attention_kernel(
             if WINDOW:
                 see = see & ((tl.load(pos_ptr + entry) + t)[None, :] >= first[:, None])
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            if SCALED:
+                s = s * k_factor[None, :]
             if CAP:
                 s = cap_log2 - 2.0 * cap_log2 / (tl.exp2(s * cap_rate) + 1.0)
             s = tl.where(see, s, -30000.0)
@@ -122,6 +140,8 @@ def tree_attention_kernel(
         weight = tl.exp2(s - new_top[:, None])
         shrink = tl.exp2(top - new_top)
         total = total * shrink + tl.sum(weight, 1)
+        if SCALED:
+            weight = weight * v_factor[None, :]
         acc = tl.dot(weight.to(kind), v, acc * shrink[:, None], input_precision=PRECISION)
         top = new_top
 
@@ -173,9 +193,20 @@ def merge_kernel(
 
 
 def tile_options(
-    tile_m: int, group: int, head_dim: int, dtype: torch.dtype, window: int, softcap: float, heads: int
+    tile_m: int,
+    group: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    window: int,
+    softcap: float,
+    heads: int,
+    *,
+    scaled: bool = False,
 ) -> dict[str, object]:
-    """Constants and launch options of a tile; what the launcher and the ahead-of-time checks share."""
+    """Constants and launch options of a tile; what the launcher and the ahead-of-time checks share.
+
+    ``dtype`` is that of the queries; keys and values have it too, or 8 bits if ``scaled``.
+    """
     rows = tile_m // group
     wide = head_dim > 128
     precision = "ieee" if torch.version.hip else "tf32x3"  # three products of TF32 are nearly float32
@@ -190,6 +221,7 @@ def tile_options(
         "CAP": softcap > 0,
         "WINDOW": window > 0,
         "PRECISION": precision if dtype is torch.float32 else "tf32",
+        "SCALED": scaled,
         "STAGES": 2 if wide or dtype is torch.float32 else 3,
         "num_warps": 8 if tile_m == 128 or (wide and tile_m == 64) else 4,
     }
@@ -204,6 +236,7 @@ def tree_attention(
     scale: float,
     softcap: float,
     window: int,
+    scales: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Launch the kernel and, where lists were split, the merge. Shapes as in ``ops.tree_attention``."""
@@ -212,11 +245,23 @@ def tree_attention(
     out = torch.empty_like(q) if out is None else out
     parts = torch.empty((max(1, work.n_slots), heads, head_dim), dtype=torch.float32, device=q.device)
     lse = torch.empty((max(1, work.n_slots), heads), dtype=torch.float32, device=q.device)
-    options = tile_options(work.tile_m, heads // kv_heads, head_dim, k_pages.dtype, window, softcap, heads)
+    options = tile_options(
+        work.tile_m,
+        heads // kv_heads,
+        head_dim,
+        q.dtype,
+        window,
+        softcap,
+        heads,
+        scaled=scales is not None,
+    )
+    k_scale, v_scale = scales or (lse, lse)  # not read
     tree_attention_kernel[(work.n_items, kv_heads)](
         q,
         k_pages,
         v_pages,
+        k_scale,
+        v_scale,
         out,
         parts,
         lse,

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from wcse import _core
 from wcse.kernels.reference import PAGE
+from wcse.kernels.scaled import FP8, ScaledPages
+from wcse.kernels.triton import advance as advancing
 from wcse.kernels.triton import attention, rows, sampler, score, work
 from wcse.types import WcseError
 
@@ -34,22 +36,37 @@ def check(
         raise WcseError(f"{name} is not contiguous (strides {x.stride()}): pass {name}.contiguous()")
 
 
-def _check_pools(k_pages: Tensor, v_pages: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
-    """Pools for Triton: both stored as [P, Hkv, 16, d]; ``k_pages`` is the transposed view of that."""
+Pages = Tensor | ScaledPages
+Scales = tuple[Tensor, Tensor] | None
+
+
+def _pools(
+    k_pages: Pages, v_pages: Pages, like: Tensor, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Scales]:
+    """Checked pools for Triton: both stored as [P, Hkv, 16, d]; ``k_pages`` is the transposed view of that."""
     n_pages, n_kv, tokens, head_dim = shape
-    check("k_pages", k_pages, like, (n_pages, n_kv, head_dim, tokens), strided=True)
+    kinds, scales = DTYPES, None
+    if isinstance(k_pages, ScaledPages) and isinstance(v_pages, ScaledPages):
+        kinds, scales = (FP8,), (k_pages.scale, v_pages.scale)
+        for name, scale in zip(("k_pages.scale", "v_pages.scale"), scales, strict=True):
+            check(name, scale, like, (n_pages, n_kv, tokens), torch.float32)
+        k_pages, v_pages = k_pages.values, v_pages.values
+    if isinstance(k_pages, ScaledPages) or isinstance(v_pages, ScaledPages):
+        raise WcseError("k_pages and v_pages must both be ScaledPages, or neither")
+    check("k_pages", k_pages, like, (n_pages, n_kv, head_dim, tokens), *kinds, strided=True)
     check("v_pages", v_pages, like, shape, k_pages.dtype)
     if n_pages and not k_pages.transpose(2, 3).is_contiguous():
         raise WcseError(
             f"k_pages has strides {k_pages.stride()}; the Triton kernel reads keys stored as [P, Hkv, 16, d]: "
             "pass pool.transpose(2, 3)"
         )
+    return k_pages, v_pages, scales
 
 
 def tree_attention(
     q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Pages,
+    v_pages: Pages,
     plan: _core.Plan | work.DevicePlan,
     *,
     scale: float,
@@ -61,10 +78,12 @@ def tree_attention(
     if not 1 <= head_dim <= 256 or n_heads // n_kv > 128:
         raise WcseError(f"q has head size {head_dim}, {n_heads // n_kv} heads a kv head; at most 256 and 128")
     check("q", q, q, (n_rows, n_heads, head_dim))
-    _check_pools(k_pages, v_pages, q, (n_pages, n_kv, PAGE, head_dim))
+    k_pages, v_pages, scales = _pools(k_pages, v_pages, q, (n_pages, n_kv, PAGE, head_dim))
+    if scales is None and k_pages.dtype != q.dtype:
+        raise WcseError(f"k_pages has dtype {k_pages.dtype} and q {q.dtype}; they must agree")
     if isinstance(plan, _core.Plan):
         rates = work.device_rates(q.device)
-        plan = work.DevicePlan(plan, q.device, n_heads // n_kv, n_kv, head_dim, k_pages.dtype, rates=rates)
+        plan = work.DevicePlan(plan, q.device, n_heads // n_kv, n_kv, head_dim, q.dtype, rates=rates)
     if n_rows == 0:
         return torch.empty_like(q)
     if plan.last_page >= n_pages:
@@ -72,7 +91,14 @@ def tree_attention(
             f"the plan reads page {plan.last_page} but the pools have {n_pages}; pass the pools of its tree"
         )
     return attention.tree_attention(
-        q, k_pages, v_pages, plan.list(window), scale=scale, softcap=softcap, window=window
+        q,
+        k_pages,
+        v_pages,
+        plan.list(window),
+        scale=scale,
+        softcap=softcap,
+        window=window,
+        scales=scales,
     )
 
 
@@ -82,10 +108,11 @@ def check_rope(
     slots: Tensor,
     cos: Tensor,
     sin: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Pages,
+    v_pages: Pages,
     norms: tuple[Tensor | None, Tensor | None],
-) -> None:
+) -> tuple[Tensor, Tensor, Scales]:
+    """The pools, when everything fits."""
     n_rows = len(qkv)
     n_pages, n_kv, tokens, head_dim = v_pages.shape
     check("qkv", qkv, qkv, tuple(qkv.shape))
@@ -93,10 +120,10 @@ def check_rope(
     check("slots", slots, qkv, (n_rows,), torch.int32)
     check("cos", cos, qkv, (cos.shape[0], head_dim // 2))
     check("sin", sin, qkv, (cos.shape[0], head_dim // 2))
-    _check_pools(k_pages, v_pages, qkv, (n_pages, n_kv, tokens, head_dim))
     for name, weight in zip(("q_norm", "k_norm"), norms, strict=True):
         if weight is not None:
             check(name, weight, qkv, (head_dim,))
+    return _pools(k_pages, v_pages, qkv, (n_pages, n_kv, tokens, head_dim))
 
 
 def rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float, offset: float) -> Tensor:
@@ -149,13 +176,14 @@ def rope_write_kv(
     slots: Tensor,
     cos: Tensor,
     sin: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
+    k_pages: Pages,
+    v_pages: Pages,
     **options: Any,
 ) -> Tensor:
     """As ``ops.rope_write_kv``; ``options`` are its keywords."""
-    check_rope(qkv, positions, slots, cos, sin, k_pages, v_pages, (options["q_norm"], options["k_norm"]))
-    return rows.rope_write_kv(qkv, positions, slots, cos, sin, k_pages, v_pages, **options)
+    norms = (options["q_norm"], options["k_norm"])
+    k_pages, v_pages, scales = check_rope(qkv, positions, slots, cos, sin, k_pages, v_pages, norms)
+    return rows.rope_write_kv(qkv, positions, slots, cos, sin, k_pages, v_pages, scales=scales, **options)
 
 
 def gated_act(gate_up: Tensor, *, act: str) -> Tensor:
@@ -186,3 +214,6 @@ def group_top_k(scores: Tensor, bounds: Tensor, k: int, *, largest_group: int) -
     check("scores", scores, scores, tuple(scores.shape), torch.float32)
     check("bounds", bounds, scores, tuple(bounds.shape), torch.int32)
     return score.group_top_k(scores, bounds, k, largest_group=largest_group)
+
+
+advance, grow = advancing.advance, advancing.grow

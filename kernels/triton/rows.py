@@ -112,6 +112,27 @@ def _finite(x):
 
 
 @triton.jit
+def _store(pool_ptr, scale_ptr, a, b, slot, h, d, stride_page, HALF: tl.constexpr, SCALED: tl.constexpr):
+    """Both halves of one head at its place; what is not finite as 0."""
+    page = (slot // 16).to(tl.int64)
+    to = pool_ptr + page * stride_page + (h * 16 + slot % 16) * 2 * HALF + d
+    kind = pool_ptr.dtype.element_ty
+    if SCALED:
+        a = _finite(a.to(tl.float32))
+        b = _finite(b.to(tl.float32))
+        most = tl.maximum(tl.max(tl.abs(a), 0), tl.max(tl.abs(b), 0))
+        factor = tl.maximum(most, 1e-30) / 448.0  # the largest number of e4m3
+        tl.store(scale_ptr + page * (stride_page // (2 * HALF)) + h * 16 + slot % 16, factor)
+        a = a / factor
+        b = b / factor
+        tl.store(to, a.to(kind), mask=d < HALF)
+        tl.store(to + HALF, b.to(kind), mask=d < HALF)
+    else:
+        tl.store(to, _finite(a.to(kind)), mask=d < HALF)
+        tl.store(to + HALF, _finite(b.to(kind)), mask=d < HALF)
+
+
+@triton.jit
 def rope_write_kv_kernel(
     qkv_ptr,
     position_ptr,
@@ -120,6 +141,8 @@ def rope_write_kv_kernel(
     sin_ptr,
     k_ptr,
     v_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
     q_ptr,
     q_norm_ptr,
     k_norm_ptr,
@@ -132,8 +155,12 @@ def rope_write_kv_kernel(
     HP: tl.constexpr,
     Q_NORM: tl.constexpr,
     K_NORM: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
-    """Grid (rows, HQ + 2 HK): one head a program. Pools [pages, HK, 16, 2 HALF]. A slot < 0 writes nothing."""
+    """Grid (rows, HQ + 2 HK): one head a program. Pools [pages, HK, 16, 2 HALF]. A slot < 0 writes nothing.
+
+    SCALED: pools of e4m3, and a factor for each token and head, float32 [pages, HK, 16].
+    """
     row = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1)
     d = tl.arange(0, HP)
@@ -151,15 +178,11 @@ def rope_write_kv_kernel(
             tl.store(to + HALF, b.to(q_ptr.dtype.element_ty), mask=ok)
         elif slot >= 0:
             a, b = _rotated(x_ptr, k_norm_ptr, cos, sin, d, eps, offset, HALF, HP, K_NORM)
-            to = k_ptr + (slot // 16).to(tl.int64) * stride_page + ((h - HQ) * 16 + slot % 16) * 2 * HALF + d
-            tl.store(to, _finite(a.to(k_ptr.dtype.element_ty)), mask=ok)
-            tl.store(to + HALF, _finite(b.to(k_ptr.dtype.element_ty)), mask=ok)
+            _store(k_ptr, k_scale_ptr, a, b, slot, h - HQ, d, stride_page, HALF, SCALED)
     elif slot >= 0:
-        to = v_ptr + (slot // 16).to(tl.int64) * stride_page + ((h - HQ - HK) * 16 + slot % 16) * 2 * HALF + d
-        a = tl.load(x_ptr + d, mask=ok, other=0.0).to(v_ptr.dtype.element_ty)
-        b = tl.load(x_ptr + HALF + d, mask=ok, other=0.0).to(v_ptr.dtype.element_ty)
-        tl.store(to, _finite(a), mask=ok)
-        tl.store(to + HALF, _finite(b), mask=ok)
+        a = tl.load(x_ptr + d, mask=ok, other=0.0)
+        b = tl.load(x_ptr + HALF + d, mask=ok, other=0.0)
+        _store(v_ptr, v_scale_ptr, a, b, slot, h - HQ - HK, d, stride_page, HALF, SCALED)
 
 
 def rope_write_kv(
@@ -177,6 +200,7 @@ def rope_write_kv(
     k_norm: Tensor | None,
     eps: float,
     norm_offset: float,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Shapes as in ``ops.rope_write_kv``; ``k_pages`` as Triton wants it there."""
     n_rows, width = qkv.shape
@@ -190,6 +214,7 @@ def rope_write_kv(
         sin,
         k_pages,
         v_pages,
+        *(scales or (cos, cos)),  # not read
         q,
         qkv if q_norm is None else q_norm,
         qkv if k_norm is None else k_norm,
@@ -202,6 +227,7 @@ def rope_write_kv(
         HP=triton.next_power_of_2(head_dim // 2),
         Q_NORM=q_norm is not None,
         K_NORM=k_norm is not None,
+        SCALED=scales is not None,
         num_warps=1,
     )
     return q

@@ -86,6 +86,7 @@ class DevicePlan:
         dtype: of queries, keys and values.
         tile_m: rows of a tile, one of ``TILE_M``; None chooses by cost.
         chunks: wanted work items of each kv head; None fills the device once.
+        ahead: int32 [rows, pages], pages that each row will grow into, -1 for none; see ``_core.work_list``.
     """
 
     plan: _core.Plan
@@ -97,11 +98,14 @@ class DevicePlan:
     tile_m: int | None = None
     chunks: int | None = None
     rates: Device = Device()
-    last_page: int = field(init=False)  # largest id that the lists hold
+    ahead: np.ndarray | None = None
     _lists: dict[int, DeviceList] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.last_page = int(self.plan.pages.max(initial=-1))
+    @property
+    def last_page(self) -> int:
+        """The largest page id that the lists hold."""
+        ahead = -1 if self.ahead is None else int(self.ahead.max(initial=-1))
+        return max(int(self.plan.pages.max(initial=-1)), ahead)
 
     @property
     def n_rows(self) -> int:
@@ -133,6 +137,7 @@ class DevicePlan:
             items=self.chunks or max(1, full // self.kv_heads),
             least_pages=1 if self.chunks else 16,  # 256 tokens
             window=window,
+            ahead=None if self.ahead is None else self.ahead.ravel(),
         )
 
 

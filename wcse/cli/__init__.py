@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wcse.cli import audit, experiment, optimal, plot, prm, serve, solve, synth, train
+from wcse.cli import audit, experiment, optimal, plan, plot, prm, serve, solve, synth, train
 from wcse.cli import eval as evaluation
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
@@ -19,6 +19,7 @@ from wcse.types import WcseError
 
 COMMANDS: tuple[Command, ...] = (
     *solve.COMMANDS,
+    *plan.COMMANDS,
     *serve.COMMANDS,
     *evaluation.COMMANDS,
     *optimal.COMMANDS,

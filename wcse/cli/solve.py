@@ -192,6 +192,7 @@ RUNTIME = (
     ("out", {"metavar": "DIR", "help": "journal and outputs (default runs/<digest of the recipe>)"}),
     ("batch-size", {"type": int, "metavar": "ROWS", "help": "most rows in a batch"}),
     ("kv-memory-gb", {"type": float, "metavar": "GB", "help": "memory for keys and values"}),
+    ("device", {"metavar": "D", "help": "cpu or cuda (default cpu)"}),
     ("threads", {"type": int, "metavar": "T", "help": "CPU threads"}),
     ("quiet", {"action": "store_true", "help": "no progress line"}),
     ("profile", {"action": "store_true", "help": "say where the time went; also in DIR/profile.json"}),
@@ -208,9 +209,14 @@ SOLVE_OPTIONS = (
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
     (
         "quantization",
-        {"metavar": "Q", "help": "policy weights: int8, int4 or gguf (as in the file) (default: float32)"},
+        {
+            "metavar": "Q",
+            "help": "policy weights: int8, int4, gguf (as in the file), fp8 (GPU) (default: dtype)",
+        },
     ),
     ("prm-quantization", {"metavar": "Q", "help": "the same for the verifier's weights"}),
+    ("dtype", {"metavar": "T", "help": "float32, bfloat16 or float16 (default: float32; bfloat16 on a GPU)"}),
+    ("kv-cache-dtype", {"metavar": "T", "help": "keys and values: auto, or fp8 on a GPU"}),
     ("problems", {"metavar": "SPEC", "help": "see below"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),
     (

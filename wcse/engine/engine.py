@@ -16,8 +16,11 @@ import numpy as np
 import torch
 
 from wcse import _core
+from wcse.engine.device_loop import Round
 from wcse.engine.draw import Draw, Top, draw
+from wcse.engine.machines import DELIMITED, STOPPED
 from wcse.engine.params import SamplingParams, StepRule
+from wcse.engine.rounds import Rounds
 from wcse.engine.rules import Guide, Rules, make_rules
 from wcse.engine.runner import PAGE, KVMemoryError, Runner, Span, Work, pages
 from wcse.kernels.copies import join_rows, take_rows
@@ -29,7 +32,8 @@ from wcse.types import Finish, Node, WcseError
 
 FILL_TOKENS = 1024  # most prompt and recomputed tokens per step, so that decoding rows are not held up
 
-DELIMITED, STOPPED = 1, 2  # bits of TextMatcher.advance
+ROUND_TOKENS = 8
+"""Tokens that rows write on a GPU before the host looks at them."""
 
 
 @dataclass
@@ -115,9 +119,18 @@ class Engine:
         model: the policy.
         max_rows: most rows that decode at once (``max_num_seqs`` elsewhere).
         num_pages: pages of 16 tokens for keys and values.
+        round_tokens: tokens that rows write before the host looks at them; above 1 only where the decoder is dense
+            (``Decoder.dense``). The same tokens come out.
     """
 
-    def __init__(self, model: LoadedModel, *, max_rows: int = 256, num_pages: int = 8192) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        max_rows: int = 256,
+        num_pages: int = 8192,
+        round_tokens: int | None = None,
+    ) -> None:
         self.model = model
         self.runner = Runner(model.decoder, num_pages=num_pages)
         self.max_rows = max_rows
@@ -133,6 +146,9 @@ class Engine:
         self._spans: WeakKeyDictionary[Node, Span] = WeakKeyDictionary()
         self._filling: dict[Span, list[Callable[[torch.Tensor], None]]] = {}
         self._dead: deque[Span] = deque()
+        if round_tokens is None:
+            round_tokens = ROUND_TOKENS if model.decoder.device.type == "cuda" else 1
+        self.rounds = Rounds(self, tokens=round_tokens) if round_tokens > 1 else None
 
     # -- requests ----------------------------------------------------------------------------------------
 
@@ -197,13 +213,16 @@ class Engine:
     # -- the loop ----------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Advance every row by one token and read waiting prompts.
+        """Advance every row by one token, or by several on a device, and read waiting prompts.
 
         Raises:
             KVMemoryError: one path alone does not fit in the KV memory.
         """
         self.reclaim()
         work = self.runner.begin()
+        if self.rounds is not None and self._steady() and self.rounds.possible(self.rows):
+            self._settle_round(self.rows, self.rounds.run(self.rows))
+            return
         fills = self._schedule(work)
         hidden = self.runner.run(work)
         at = {span: i for i, span in enumerate(work.spans)}
@@ -214,6 +233,10 @@ class Engine:
             if row.rolling:
                 self._roll(row, hidden[i])
         self._sample(self.rows, take_rows(hidden, index))
+
+    def _steady(self) -> bool:
+        """Whether nothing waits that could join the rows."""
+        return not self._fills and (not self._growing or len(self.rows) >= self.max_rows)
 
     # -- schedule ----------------------------------------------------------------------------------------
 
@@ -358,12 +381,46 @@ class Engine:
     ) -> None:
         """Append the drawn tokens and end the nodes that are done."""
         slots = np.fromiter((row.slot for row in rows), np.int32, len(rows))
-        flags = self.matcher.advance(slots, np.maximum(tokens, 0)).tolist()
+        flags = self.matcher.advance(slots, np.maximum(tokens, 0))
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            row.span.tokens.append(token)
+        self._end_rows(rows, tokens, logprobs, flags, tops)
+
+    def _settle_round(self, rows: list[Row], found: Round) -> None:
+        """Settle what a round wrote, whose tokens are in the spans already; only the last one of a row can end it."""
+        counts = found.counts
+        slots = np.repeat(np.fromiter((row.slot for row in rows), np.int32, len(rows)), counts)
+        tokens = np.concatenate([found.tokens[:n, i] for i, n in enumerate(counts)])
+        flags = self.matcher.advance(slots, np.maximum(tokens, 0))
+        last = counts.cumsum() - 1
+        ends, flags[last] = flags[last], 0
+        if flags.any():
+            raise RuntimeError(
+                "a row went on after its delimiter or stop string; the device's tables are wrong"
+            )
+        for i, (row, n) in enumerate(zip(rows, counts.tolist(), strict=True)):
+            row.growth.root.account.computed += n
+            early = found.tokens[: n - 1, i].tolist(), found.logprobs[: n - 1, i].tolist()
+            row.logprobs += early[1]
+            if row.growth.on_token is not None:
+                for token, logprob in zip(*early, strict=True):
+                    row.growth.on_token(row.child, token, logprob, None)
+        final = found.logprobs[counts - 1, np.arange(len(rows))]
+        self._end_rows(rows, tokens[last], final.tolist(), ends, {})
+
+    def _end_rows(
+        self,
+        rows: list[Row],
+        tokens: np.ndarray,
+        logprobs: list[float],
+        flags: np.ndarray,
+        tops: dict[int, Top],
+    ) -> None:
+        """Tell of the last token of every row, and end the nodes that it completes."""
         eos = self.model.eos_ids
         ended: list[tuple[Row, Finish]] = []
-        drawn = zip(rows, tokens.tolist(), logprobs, flags, strict=True)
+        drawn = zip(rows, tokens.tolist(), logprobs, flags.tolist(), strict=True)
         for i, (row, token, logprob, flag) in enumerate(drawn):
-            row.span.tokens.append(token)
             row.logprobs.append(logprob)
             if row.guide is not None and token >= 0:
                 row.guide.advance(token)
@@ -513,8 +570,10 @@ class Engine:
             raise WcseError("weights: they are of a model of another shape; load it as a model of its own")
         self.reclaim()
         self.runner.reset()
-        self.runner.decoder = decoder
+        self.runner.use(decoder)
         self.model = replace(self.model, decoder=decoder)
+        if self.rounds is not None:
+            self.rounds = Rounds(self, tokens=self.rounds.tokens)
 
     def _forget(self, row: Row) -> None:
         self.matcher.close(row.slot)

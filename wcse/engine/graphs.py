@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wcse.models.decoder import Batch, Decoder, KVPool
+from wcse.models.decoder import Batch, Decoder
+from wcse.models.kv_pool import KVPool
 
 LEAST = 16  # smallest bucket of rows and items
 LEAST_ENTRIES = 1024  # of entries and partial results, which cost memory only
@@ -31,7 +32,7 @@ class _Slot:
 
 
 @dataclass(frozen=True)
-class _FixedPlan:
+class FixedPlan:
     """What ``ops.tree_attention`` needs of a plan, over fixed memory."""
 
     n_rows: int
@@ -79,17 +80,9 @@ class StepGraphs:
 
     def _fill(self, batch: Batch, plan: Any) -> _Slot:
         """The step's inputs in the fixed memory of its bucket."""
-        from wcse.kernels.triton.work import Room, upload
-
-        device, rows = self.decoder.device, _bucket(plan.n_rows)
-        lists = {}
-        for window in sorted({layer.window for layer in self.decoder.spec.layers}):
-            work = plan.cut(window)
-            need = Room.of(work, plan.plan)
-            slots = _bucket(need.slots, LEAST_ENTRIES) if need.slots else 0
-            room = Room(_bucket(need.items), _bucket(need.entries, LEAST_ENTRIES), slots, rows)
-            lists[window] = upload(work, plan.plan, plan.tile(), device, room)
-        key = (rows, *((w, x.tile_m, x.n_items, len(x.page), x.n_slots) for w, x in lists.items()))
+        device, rows = self.decoder.device, bucket(plan.n_rows)
+        lists = {window: there for window, (there, _) in bucketed_lists(self.decoder, plan).items()}
+        key = lists_key(rows, lists)
         inputs = torch.zeros((3, rows), dtype=torch.int64, pin_memory=device.type == "cuda")
         inputs[2] = -1  # a slot that is not written to
         for row, part in zip(inputs, (batch.tokens, batch.positions, batch.slots), strict=True):
@@ -101,7 +94,7 @@ class StepGraphs:
                 tokens=there[0],
                 positions=there[1].to(torch.int32),
                 slots=there[2].to(torch.int32),
-                plan=_FixedPlan(rows, lists),
+                plan=FixedPlan(rows, lists),
                 out_rows=torch.arange(rows, device=device),
             )
             slot = self._slots[key] = _Slot(fixed, lists)
@@ -129,5 +122,25 @@ class StepGraphs:
         graph.replay()
 
 
-def _bucket(size: int, least: int = LEAST) -> int:
+def bucketed_lists(decoder: Decoder, plan: Any) -> dict[int, tuple[Any, Any]]:
+    """By window the plan's work list on the device, in memory of its bucket's sizes, and the one on the host."""
+    from wcse.kernels.triton.work import Room, upload
+
+    lists = {}
+    for window in sorted({layer.window for layer in decoder.spec.layers}):
+        work = plan.cut(window)
+        need = Room.of(work, plan.plan)
+        slots = bucket(need.slots, LEAST_ENTRIES) if need.slots else 0
+        room = Room(bucket(need.items), bucket(need.entries, LEAST_ENTRIES), slots, bucket(plan.n_rows))
+        lists[window] = (upload(work, plan.plan, plan.tile(), decoder.device, room), work)
+    return lists
+
+
+def lists_key(rows: int, lists: dict[int, Any]) -> tuple[Any, ...]:
+    """What a graph over these lists depends on."""
+    return (rows, *((w, x.tile_m, x.n_items, len(x.page), x.n_slots) for w, x in lists.items()))
+
+
+def bucket(size: int, least: int = LEAST) -> int:
+    """The power of two that holds ``size``."""
     return max(least, 1 << (size - 1).bit_length())

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from wcse.engine.engine import Engine
+from wcse.engine.engine import FILL_TOKENS, Engine
+from wcse.engine.fit import footprint, plan_memory
 from wcse.engine.generate import Backend, Generation, Prompt
 from wcse.engine.outputs import (
     CompletionOutput,
@@ -27,13 +28,17 @@ from wcse.engine.outputs import (
 from wcse.engine.params import SamplingParams
 from wcse.engine.pooling import POOLING_TASKS, pool, similarity
 from wcse.engine.reader import Reading
-from wcse.models.decoder import Decoder, KVPool
+from wcse.models.decoder import Decoder
+from wcse.models.kv_pool import KVPool
 from wcse.models.load import LoadedModel, load_model, read_config
 from wcse.models.weights import Weights, canonical_names
 from wcse.prompts import render_chat, render_text
 from wcse.types import Quantization, WcseError
 
 __all__ = ["LLM", "CompletionOutput", "PromptInput", "RequestOutput", "pages_in", "to_prompt"]
+
+KV_GIB = 2.0
+"""Memory for keys and values on a CPU, unless something else is asked for."""
 
 PromptInput = str | Sequence[int] | Mapping[str, Any]
 
@@ -46,11 +51,12 @@ class LLM:
         dtype: of the weights in memory; "auto" and "float32" are the same on a CPU.
         device: "cpu" or "cuda" (see docs/gpu.md).
         quantization: of the weights in memory: None (float32), "int8", "int4", or "gguf" (as the file has them); a
-            model that is loaded already keeps its own.
+            model that is loaded already keeps its own. On a GPU "fp8".
+        kv_cache_dtype: "auto" (that of the weights) or, on a GPU, "fp8".
         seed: of all random numbers; the same seed gives the same completions whatever the batch.
         max_num_seqs: most completions that decode at once.
         max_model_len: cap on prompt and completion together; the model's own limit where None.
-        kv_memory: GiB for keys and values.
+        kv_memory: GiB for keys and values. None: 2 on the CPU; on a GPU what is free beside the weights.
         max_logprobs: most log-probabilities that a request may ask for at each token.
 
     Raises:
@@ -64,10 +70,11 @@ class LLM:
         dtype: str = "auto",
         device: str = "cpu",
         quantization: Quantization | None = None,
+        kv_cache_dtype: str = "auto",
         seed: int = 0,
         max_num_seqs: int = 256,
         max_model_len: int | None = None,
-        kv_memory: float = 2.0,
+        kv_memory: float | None = None,
         max_logprobs: int = 20,
     ) -> None:
         if isinstance(model, LoadedModel):
@@ -75,14 +82,15 @@ class LLM:
                 raise WcseError(f"quantization={quantization!r}: give it to load_model; this model is loaded")
             loaded = model
         else:
-            loaded = _load(model, dtype, device, quantization)
+            loaded = _load(model, dtype, device, quantization, kv_cache_dtype)
         if max_model_len is not None:
             if not 2 <= max_model_len <= loaded.context:
                 raise WcseError(f"max_model_len={max_model_len}: give a number from 2 to {loaded.context}")
             loaded = replace(loaded, context=max_model_len)
         self.model = loaded
         self.seed = seed
-        self.engine = Engine(loaded, max_rows=max_num_seqs, num_pages=pages_in(loaded, kv_memory))
+        memory = kv_memory if kv_memory is not None else kv_gib(loaded, rows=max_num_seqs)
+        self.engine = Engine(loaded, max_rows=max_num_seqs, num_pages=pages_in(loaded, memory))
         self.backend = Backend(self.engine, max_logprobs=max_logprobs)
         self._requests = 0
 
@@ -327,17 +335,36 @@ def pages_in(model: LoadedModel, gib: float) -> int:
     Raises:
         WcseError: not even a few pages fit.
     """
-    count = int(gib * 2**30) // KVPool.page_bytes(model.spec, model.decoder.dtype)
+    count = int(gib * 2**30) // KVPool.page_bytes(model.spec, model.decoder.kv_dtype)
     if count < 8:
         raise WcseError(f"kv_memory={gib}: holds {count} pages of 16 tokens; give more GiB")
     return min(count, 2**20)
 
 
-def _load(model: str | Path, dtype: str, device: str, quantization: Quantization | None) -> LoadedModel:
+def kv_gib(model: LoadedModel, *, rows: int) -> float:
+    """GiB for keys and values of a loaded model: 2 on the CPU, on a GPU most of what is free."""
+    decoder = model.decoder
+    if decoder.device.type != "cuda":
+        return KV_GIB
+    kinds = {"dtype": decoder.dtype, "kv_dtype": decoder.kv_dtype, "quantization": decoder.quantization}
+    need = footprint(model.spec, role="model", name=model.name, rows=rows + FILL_TOKENS, **kinds)
+    fit = plan_memory(str(decoder.device), (replace(need, weights=0),), kv_gib=None)
+    return fit.kv / 2**30
+
+
+def _load(
+    model: str | Path, dtype: str, device: str, quantization: Quantization | None, kv_cache_dtype: str
+) -> LoadedModel:
     """A classifier needs no output matrix, and often has none."""
     kinds = read_config(model).get("architectures") or [""]
-    generates = not str(kinds[0]).endswith(("ForTokenClassification", "ForSequenceClassification"))
-    return load_model(model, dtype=dtype, device=device, lm_head=generates, quantization=quantization)
+    return load_model(
+        model,
+        dtype=dtype,
+        device=device,
+        lm_head=not str(kinds[0]).endswith(("ForTokenClassification", "ForSequenceClassification")),
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+    )
 
 
 def _as_list(prompts: PromptInput | Sequence[PromptInput]) -> list[PromptInput]:

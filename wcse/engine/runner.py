@@ -116,15 +116,19 @@ class Runner:
     """
 
     def __init__(self, decoder: Decoder, *, num_pages: int) -> None:
-        self.decoder = decoder
         self.tree = _core.KVTree(num_pages)
         self.pool = decoder.pool(num_pages)
-        self._graphs = StepGraphs(decoder, self.pool) if decoder.device.type == "cuda" else None
+        self.use(decoder)
         self.computed = 0  # tokens put through the decoder so far
         self.room = num_pages  # pages that are free or can be evicted by the tree itself
         self._resident: WeakSet[Span] = WeakSet()
         self._tenants: dict[str, int] = {}
         self._tick = 0
+
+    def use(self, decoder: Decoder) -> None:
+        """Go on with this decoder; what is stored must come from it, or be forgotten."""
+        self.decoder = decoder
+        self._graphs = StepGraphs(decoder, self.pool) if decoder.device.type == "cuda" else None
 
     # -- spans -------------------------------------------------------------------------------------------
 
@@ -279,6 +283,36 @@ class Runner:
             span.n_kv += 1
             if span.closed:
                 self.tree.seal(span.kv)
+
+    def store_ahead(self, spans: Sequence[Span], count: int) -> tuple[_core.Plan, np.ndarray, np.ndarray]:
+        """Store the last token of every span and own places for the ``count - 1`` that follow it.
+
+        Returns:
+            The plan of one row for every span; the slot of each last token, int32 [spans]; and the pages that each
+            will grow into, int32 [spans, pages], -1 for none. Both in the order of ``spans``.
+        """
+        work = self.begin()
+        self.store_one(work, spans)
+        nodes = np.fromiter((s.kv for s in spans), np.int32, len(spans))
+        plan = _core.plan(self.tree, nodes, np.ones(len(spans), np.int32))
+        later = self.tree.extend_ahead(nodes, count - 1).reshape(len(spans), count - 1)
+        ahead = np.full((len(spans), pages(count - 1)), -1, np.int32)
+        opens = later % PAGE == 0
+        ahead[np.nonzero(opens)[0], (opens.cumsum(1) - 1)[opens]] = later[opens] // PAGE
+        return plan, np.concatenate(work.slots), ahead
+
+    def settle_ahead(self, spans: Sequence[Span], count: int, written: Sequence[Sequence[int]]) -> None:
+        """After ``store_ahead``: each span wrote these tokens, at least one; all but the last are stored."""
+        for span, new in zip(spans, written, strict=True):
+            span.tokens += new
+            span.n_kv += len(new) - 1
+        kept = np.fromiter(map(len, written), np.int32, len(spans))
+        stored = [token for new in written for token in new[:-1]]
+        nodes = np.fromiter((s.kv for s in spans), np.int32, len(spans))
+        self.tree.amend_rows(nodes, count - kept, kept - 1, np.asarray(stored, np.int32))
+        self.tree.settle()
+        self.computed += int(kept.sum())
+        self._refresh_room()
 
     def run(self, work: Work, *, every_row: bool = False) -> torch.Tensor:
         """Put the batch through the decoder.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wcse.kernels import ops
 from wcse.kernels.copies import join_rows, take_rows
+from wcse.models.kv_pool import KVPool
 from wcse.models.spec import LayerSpec, ModelSpec, Rope
 from wcse.models.weights import Weights
 from wcse.types import Quantization, WcseError
@@ -33,47 +34,6 @@ class Batch:
     slots: Tensor  # int32 [T], where the row's keys and values go: page * 16 + offset
     plan: Any  # wcse._core.Plan, or what ops.device_plan made of it
     out_rows: Tensor  # int64 [O], the rows whose hidden state is wanted, in the order wanted
-
-
-class KVPool:
-    """Keys and values of ``num_pages`` pages for every layer, zero-filled; float32 unless a device is given.
-
-    ``k[layer]`` is [pages, kv heads, head_dim, 16] (transposed: a page of keys is one GEMM panel) and
-    ``v[layer]`` is [pages, kv heads, 16, head_dim]. With a ``device`` keys are stored as the values are, and ``k``
-    is a transposed view: what the Triton kernels read.
-    """
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        num_pages: int,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        heads, d = spec.n_kv_heads, spec.head_dim
-        self.num_pages = num_pages
-        self.bytes_per_page = self.page_bytes(spec, dtype)
-        if device is not None:
-            shape = (num_pages, heads, ops.PAGE, d)
-            self.k = [torch.zeros(shape, device=device, dtype=dtype).transpose(2, 3) for _ in spec.layers]
-            self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in spec.layers]
-            return
-        self.k = [_lazy_zeros(num_pages, heads, d, ops.PAGE) for _ in spec.layers]
-        self.v = [_lazy_zeros(num_pages, heads, ops.PAGE, d) for _ in spec.layers]
-
-    @staticmethod
-    def page_bytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes of one page over all layers, keys and values."""
-        return len(spec.layers) * 2 * spec.n_kv_heads * spec.head_dim * ops.PAGE * dtype.itemsize
-
-
-def _lazy_zeros(*shape: int) -> Tensor:
-    """Float32 zeros on a cache-line boundary that take memory only where they are written to."""
-    count = math.prod(shape)
-    raw = np.zeros(count + 16, np.float32)
-    start = -raw.ctypes.data % 64 // 4
-    return torch.from_numpy(raw[start : start + count].reshape(shape))
 
 
 class RopeTable:
@@ -160,6 +120,7 @@ class Decoder:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         quantization: Quantization | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         """Read and pack the weights, one layer at a time.
 
@@ -171,7 +132,9 @@ class Decoder:
             dtype: on that device.
             quantization: how matrices are kept in memory. None: float32. "int8" and "int4": quantised while they
                 are read, as in ``ops.pack_linear``; with "int4" the embedding and the output matrix have 8 bits,
-                for they cost most accuracy. "gguf": in the codes of the file, which gives the bits of None.
+                for they cost most accuracy. "gguf": in the codes of the file, which gives the bits of None. On a
+                device there is "fp8" alone: e4m3 with a factor for each output; embedding and output matrix stay.
+            kv_dtype: of keys and values where it is not ``dtype``: float8_e4m3fn, on a device.
 
         Raises:
             WcseError: a tensor is missing or has another shape than the spec says.
@@ -181,8 +144,13 @@ class Decoder:
         self.device = torch.device(device)
         self.dense = self.device.type != "cpu" or backend == "triton"
         self.dtype = dtype if self.dense else torch.float32
-        if self.dense and quantization is not None:
-            raise WcseError(f"quantization={quantization!r} is for the CPU; leave it out on {self.device}")
+        self.kv_dtype = kv_dtype or self.dtype
+        if self.dense and quantization not in (None, "fp8"):
+            raise WcseError(f"quantization={quantization!r} is for the CPU; on {self.device} there is 'fp8'")
+        if not self.dense and "fp8" in (quantization, "fp8" if kv_dtype is ops.FP8 else None):
+            raise WcseError(
+                "fp8 weights, keys and values need a GPU; leave quantization and kv_cache_dtype out"
+            )
         self.quantization = quantization
         self._head: ops.Linear | None = None
         if lm_head:
@@ -204,13 +172,16 @@ class Decoder:
                 return ops.pack_quantized(ops.stack(codes))
         rows = [weights.tensor(name, size, columns) for name, size in parts.items()]
         matrix = rows[0] if len(rows) == 1 else torch.cat(rows)
+        if self.dense and quantization == "fp8":
+            return ops.Fp8Linear.of(matrix.to(self.device))
         if self.dense:
             return ops.DenseLinear(matrix.to(self.device, self.dtype))
         return ops.pack_linear(matrix, "fp32" if quantization in (None, "gguf") else quantization)
 
     def pool(self, num_pages: int) -> KVPool:
         """Keys and values for this decoder."""
-        return KVPool(self.spec, num_pages, device=self.device if self.dense else None, dtype=self.dtype)
+        device = self.device if self.dense else None
+        return KVPool(self.spec, num_pages, device=device, dtype=self.kv_dtype)
 
     @property
     def rope_rows(self) -> int:
@@ -242,8 +213,9 @@ class Decoder:
         return Batch(tokens, positions, slots, plan, batch.out_rows.to(self.device, non_blocking=True))
 
     def _vocabulary(self, name: str, weights: Weights) -> ops.Linear:
-        """The matrix of one row per token; never of 4 bits."""
-        how = "int8" if self.quantization == "int4" else self.quantization
+        """The matrix of one row per token; never of 4 bits, nor of floats of 8."""
+        coarse: dict[Quantization | None, Quantization | None] = {"int4": "int8", "fp8": None}
+        how = coarse.get(self.quantization, self.quantization)
         return self._pack(weights, {name: self.spec.vocab_size}, self.spec.dim, how)
 
     def _read_embedding(self, weights: Weights) -> Tensor | ops.Linear:
@@ -251,7 +223,7 @@ class Decoder:
         # A tied embedding is read out of the packed output matrix: a second copy may be a quarter of the model.
         if spec.tied and self._head:
             return self._head
-        if self.quantization is not None:
+        if self.quantization not in (None, "fp8"):
             return self._vocabulary(name, weights)
         return weights.tensor(name, spec.vocab_size, spec.dim).to(self.device, self.dtype)
 

@@ -87,6 +87,7 @@ def load_model(
     lm_head: bool = True,
     device: str = "cpu",
     quantization: Quantization | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> LoadedModel:
     """Load a model.
 
@@ -97,13 +98,15 @@ def load_model(
         lm_head: False leaves out the output matrix, for a verifier that needs no logits.
         device: "cpu" or "cuda".
         quantization: of the matrices in memory: None (float32), "int8", "int4", or "gguf" (as the GGUF file has
-            them, exactly); see ``Decoder``. Arithmetic is float32 in every case.
+            them, exactly), all on the CPU with float32 arithmetic; "fp8" on a GPU. See ``Decoder``.
+        kv_cache_dtype: of keys and values: "auto" is that of the weights, "fp8" is for GPUs.
 
     Raises:
         WcseError: the model cannot be found or read, or is of a kind that is not supported; the message says
             what to do.
     """
-    kind = _dtype_on(device, dtype)
+    kind = dtype_on(device, dtype)
+    kv_kind = kv_dtype_on(device, kind, kv_cache_dtype)
     if quantization is not None and quantization not in get_args(Quantization):
         names = ", ".join(map(repr, get_args(Quantization)))
         raise WcseError(f"quantization={quantization!r} is unknown; use {names} or None")
@@ -114,7 +117,13 @@ def load_model(
     _check_vocabulary(path, parts)
     with _one_thread():
         decoder = Decoder(
-            parts.spec, parts.weights, lm_head=lm_head, device=device, dtype=kind, quantization=quantization
+            parts.spec,
+            parts.weights,
+            lm_head=lm_head,
+            device=device,
+            dtype=kind,
+            quantization=quantization,
+            kv_dtype=kv_kind,
         )
     return LoadedModel(
         decoder=decoder,
@@ -129,21 +138,47 @@ def load_model(
     )
 
 
-def _dtype_on(device: str, dtype: str) -> torch.dtype:
-    """The dtype of weights on a device; refuses what cannot run."""
+def dtype_on(device: str, dtype: str, *, present: bool = True) -> torch.dtype:
+    """The dtype of weights on a device; refuses what cannot run. ``present``: the device must be there."""
     if device == "cpu":
         if dtype not in ("auto", "float32"):
             raise WcseError(f"dtype={dtype!r} is not supported on the CPU; use 'float32'")
         return torch.float32
     if torch.device(device).type != "cuda":
         raise WcseError(f"device={device!r} is not supported; use 'cpu' or 'cuda'")
-    if not torch.cuda.is_available():
+    if present and not torch.cuda.is_available():
         raise WcseError(f"device={device!r}: torch {torch.__version__} finds no CUDA device; use 'cpu'")
-    if find_spec("triton") is None:
+    if present and find_spec("triton") is None:
         raise WcseError(f"device={device!r} needs Triton; pip install 'wcse[gpu]'")
     if dtype != "auto" and dtype not in _DTYPES:
         raise WcseError(f"dtype={dtype!r} is unknown; use 'auto', {', '.join(map(repr, _DTYPES))}")
     return _DTYPES["bfloat16" if dtype == "auto" else dtype]
+
+
+def kv_dtype_on(device: str, dtype: torch.dtype, kv_cache_dtype: str) -> torch.dtype:
+    """The dtype of keys and values beside weights of ``dtype``; refuses what cannot run."""
+    if kv_cache_dtype not in ("auto", "fp8"):
+        raise WcseError(f"kv_cache_dtype={kv_cache_dtype!r} is unknown; use 'auto' or 'fp8'")
+    if kv_cache_dtype == "auto":
+        return dtype
+    if device == "cpu":
+        raise WcseError("kv_cache_dtype='fp8' needs a GPU; use 'auto' on the CPU")
+    return torch.float8_e4m3fn
+
+
+def read_spec(path_or_name: str | Path) -> tuple[ModelSpec, Path]:
+    """A model's spec and where the model lies; no weight is read.
+
+    Raises:
+        WcseError: there is no such model, or it is of a kind that is not supported.
+    """
+    path = find_model(path_or_name)
+    if path.suffix == ".gguf":
+        return spec_from_gguf(GgufFile(path)), path
+    try:
+        return spec_from_hf(read_json(path / "config.json")), path
+    except WcseError as error:
+        raise WcseError(f"{path}/{error}") from None
 
 
 def read_config(path_or_name: str | Path) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ from wcse.serve.fields import as_api_error, check_names
 from wcse.serve.loop import EngineLoop
 from wcse.serve.metrics import Metrics
 from wcse.serve.search import Plan, make_plan, parse_alias, split_model
-from wcse.types import WcseError
+from wcse.types import Quantization, WcseError
 
 MOST_CHARS = 32
 """A prompt with more characters than this for each token of the context cannot fit; it is not even tokenised."""
@@ -43,6 +43,7 @@ class ServeConfig:
         model: the policy, as for ``LLM``.
         name: what clients call it; None: its own name.
         prm: verifier, as in a recipe; None: only searches without one.
+        device, dtype, kv_cache_dtype, quantization: as for ``LLM``; all but the last are the verifier's too.
         keys: accepted API keys; none: callers on this machine only.
         structured: take JSON schemas and grammars from requests.
         delimiter: what ends a step of a search.
@@ -58,6 +59,10 @@ class ServeConfig:
     max_model_len: int | None = None
     kv_memory: float = 2.0
     max_logprobs: int = 20
+    device: str = "cpu"
+    dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
+    quantization: Quantization | None = None
     structured: bool = False
     delimiter: str = "\n\n"
     limits: Limits = field(default_factory=Limits)
@@ -73,7 +78,7 @@ class Service:
             WcseError: model or verifier cannot be loaded, or an option is out of range.
         """
         self.config = config
-        self.model = _shortened(model or load_model(config.model), config.max_model_len)
+        self.model = _shortened(model or _load(config), config.max_model_len)
         self.name = config.name or self.model.name
         pages = pages_in(self.model, config.kv_memory)
         self.engine = Engine(self.model, max_rows=config.max_num_seqs, num_pages=pages)
@@ -221,4 +226,22 @@ def _shortened(model: LoadedModel, length: int | None) -> LoadedModel:
 def _scorer(config: ServeConfig, engine: Engine) -> Scorer | None:
     if config.prm is None:
         return None
-    return load_verifier(config.prm, engine, kv_memory=config.kv_memory, family=config.prm_family)
+    return load_verifier(
+        config.prm,
+        engine,
+        kv_memory=config.kv_memory,
+        family=config.prm_family,
+        device=config.device,
+        dtype=config.dtype,
+        kv_cache_dtype=config.kv_cache_dtype,
+    )
+
+
+def _load(config: ServeConfig) -> LoadedModel:
+    return load_model(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        kv_cache_dtype=config.kv_cache_dtype,
+        quantization=config.quantization,
+    )

@@ -1,0 +1,106 @@
+"""Rounds of several tokens without the host: the tokens of an engine that looks at every one."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from wcse.engine.llm import LLM
+from wcse.engine.params import SamplingParams
+from wcse.engine.rounds import Rounds
+from wcse.kernels import ops
+from wcse.models.decoder import Decoder
+from wcse.models.load import load_model
+
+pytest.importorskip("triton")
+
+from wcse.kernels.triton import work
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+R, K, V, STATES = 150, 3, 40, 6  # more rows than one program has
+
+
+def rows_of(generator: torch.Generator) -> ops.DecodeRows:
+    def ints(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(high, shape or (R,), generator=generator, dtype=torch.int32)
+
+    return ops.DecodeRows(
+        tokens=ints(V).long(),
+        positions=ints(99),
+        slots=ints(999),
+        counters=ints(99),
+        left=ints(3) + 1,
+        machines=ints(STATES, 2, R),
+        done=ints(4) // 3,
+        counts=torch.zeros(R, dtype=torch.int32),
+        written=torch.full((K, R), -7, dtype=torch.int32),
+        logprobs=torch.zeros(K, R),
+    )
+
+
+def test_advance_and_grow_are_what_the_references_say() -> None:
+    generator = torch.Generator().manual_seed(4)
+    rows = rows_of(generator)
+    entries = torch.randint(STATES, (STATES, V), generator=generator)
+    entries += (torch.rand(STATES, V, generator=generator) < 0.1) * (1 << 15)
+    table = torch.from_numpy(entries.numpy().astype(np.uint16).view(np.int16))
+    # Two entries a row: its last page, and the one that it may grow into.
+    page = torch.stack(
+        [torch.arange(R) | torch.randint(1, 17, (R,), generator=generator) << 27, torch.arange(R) + R]
+    )
+    page = page.T.reshape(-1).to(torch.int32).contiguous()
+    row_pos = rows.positions.clone()
+    tails = torch.arange(0, 2 * R, 2, dtype=torch.int32)
+    empty = torch.empty(0, dtype=torch.int32)
+
+    def run(backend: str, device: torch.device) -> list[torch.Tensor]:
+        mine = ops.DecodeRows(*(getattr(rows, f.name).clone().to(device) for f in fields(rows)))
+        parts = [x.clone().to(device) for x in (page, row_pos, tails)]
+        list_ = work.DeviceList(
+            empty, 16, 1, 0, R, empty, parts[0], empty, empty, empty, parts[1], traffic=work.Traffic(0, 0)
+        )
+        draws = torch.Generator().manual_seed(5)
+        for _ in range(K):
+            drawn = torch.randint(-1, V, (R,), generator=draws, dtype=torch.int32)
+            ops.advance(drawn.to(device), drawn.float().to(device), mine, table.to(device), backend=backend)
+            ops.grow(mine, parts[2], list_, backend=backend)
+        return [x.cpu() for x in (*(getattr(mine, f.name) for f in fields(mine)), *parts)]
+
+    want, got = run("torch", torch.device("cpu")), run("triton", DEVICE)
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine, theirs)
+    done = want[6]
+    assert {1, 2, 4, 8, 16} <= {1 << b for b in range(5) if (done >> b & 1).any()}
+
+
+def test_an_engine_in_rounds_writes_the_same(tmp_path: Path) -> None:
+    """Greedy and drawn, with stop strings and ids, across a page; gemma2 has two windows, hence two work lists."""
+    folder = tiny_models.build("gemma2", tmp_path, num_hidden_layers=2)
+    model = load_model(folder)
+    dense = Decoder(model.spec, model.weights, backend="triton", device=DEVICE)
+    tokenizer = model.tokenizer
+    stop = tokenizer.decode([70])
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=19, ignore_eos=True),
+        SamplingParams(n=3, temperature=1.2, top_p=0.95, max_tokens=13, stop=[stop], stop_token_ids=[71, 99]),
+    ]
+    found = []
+    for loaded in (model, replace(model, decoder=dense)):
+        llm = LLM(loaded, kv_memory=0.01, seed=3)
+        if loaded is not model:
+            llm.engine.rounds = Rounds(llm.engine, tokens=9)
+        outputs = llm.generate(["12 + 7 =", "Anna has three"], params, use_tqdm=False)
+        found.append([c for r in outputs for c in r.outputs])
+        llm.engine.runner.tree.check()
+        if loaded is not model:
+            assert llm.engine.rounds.done >= 2
+            assert llm.engine.runner.computed == native_computed
+        native_computed = llm.engine.runner.computed
+    for want, got in zip(*found, strict=True):
+        assert (got.token_ids, got.text, got.finish_reason) == (want.token_ids, want.text, want.finish_reason)
+    assert {c.finish_reason for c in found[0]} == {"length", "stop"}
