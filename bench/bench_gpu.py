@@ -3,8 +3,8 @@
     python bench/bench_gpu.py [--parts rates attention ...] [--quick] [--dry-run]
 
 Needs a clone, a GPU and what is installed; fetches nothing. Each side is checked before it is timed. Prints rows
-as they come and writes ``bench/results/DATE-gpu.json``. ``--dry-run`` runs all parts on the CPU at toy sizes in
-Triton's interpreter, to show that they run; it reports no times. As a pytest file it is that dry run.
+as they come, a short table last, and writes ``bench/results/DATE-gpu-PARTS.json``. ``--dry-run`` runs all parts on the
+CPU at toy sizes in Triton's interpreter, to show that they run, and says why it skips others; it reports no times. As a pytest file it is that dry run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ from pathlib import Path
 if "--dry-run" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
 
+import gpu_model
 import torch
 import torch.nn.functional as F
-from gpu_timing import Row, Suite, line, write
+from gpu_peers import peers
+from gpu_timing import Row, Suite, line, summary, write
 from gpu_trees import KINDS, Grown, grow
+from roofline import MACHINES
+from roofline import SHAPES as MODEL_SHAPES
+from roofline import attention as modelled
 from torch import Tensor
+from workloads import saved
 
 from wcse import _core
 from wcse.kernels import ops
@@ -44,7 +50,9 @@ def rates(suite: Suite) -> None:
         suite.copy_rate = row.bytes / (row.ms / 1e3)
     n = 32 if suite.dry else 8192
     a = torch.randn(n, n, device=suite.device).to(suite.dtype)
-    suite.time("rates", f"GEMM {n}", "torch", lambda: a @ a, flops=2.0 * n**3)
+    row = suite.time("rates", f"GEMM {n}", "torch", lambda: a @ a, flops=2.0 * n**3)
+    if row.ms:
+        suite.gemm_rate = row.flops / (row.ms / 1e3)
     x = torch.zeros(16, device=suite.device)
     suite.time("rates", "one launch", "torch", lambda: x.add_(1))
 
@@ -58,16 +66,18 @@ def attention(suite: Suite) -> None:
             for leaves, problems in sizes:
                 if kind == "chain" and problems > 1:
                     continue
-                _attention_case(suite, model, kind, leaves, problems)
+                depth, prompt = (1, 32) if suite.dry else (10, 512)
+                grown = grow(kind, leaves=leaves, depth=depth, prompt=prompt, trees=problems)
+                _attention_case(suite, model, kind, grown, prompt)
+    for workload in [] if suite.dry else saved():
+        _attention_case(suite, "1B", workload.name, workload.grow(), 0)
 
 
-def _attention_case(suite: Suite, model: str, kind: str, leaves: int, problems: int) -> None:
+def _attention_case(suite: Suite, model: str, kind: str, grown: Grown, prompt: int) -> None:
     from wcse.kernels.triton import attention as kernels
     from wcse.kernels.triton import work
 
     heads, kv_heads, d = SHAPES[model]
-    depth, prompt = (1, 32) if suite.dry else (10, 512)
-    grown = grow(kind, leaves=leaves, depth=depth, prompt=prompt, trees=problems)
     plan, group = grown.plan, heads // kv_heads
     case = f"{model} {kind} {plan.n_rows} leaves"
     torch.manual_seed(0)
@@ -92,7 +102,10 @@ def _attention_case(suite: Suite, model: str, kind: str, leaves: int, problems: 
     def ours(side: str, list_: work.DeviceList) -> None:
         run = lambda: kernels.tree_attention(q, k.transpose(2, 3), v, list_, **options)  # noqa: E731
         note = f"reads {list_.traffic.ratio:.2f}x unique, {list_.n_items} items, {list_.n_slots} partials"
-        suite.time("attention", case, side, run, **floor, error=_worst(run(), exact), note=note)
+        row = suite.time("attention", case, side, run, **floor, error=_worst(run(), exact), note=note)
+        if not suite.dry and side.startswith("tree"):
+            machine = MACHINES["h200"].measured(memory=suite.copy_rate, gemm=suite.gemm_rate)
+            row.predicted_ms = modelled(machine, MODEL_SHAPES[model], list_).seconds * 1e3
 
     ours(f"tree M={chosen.tile_m} (chosen)", chosen)
     for tile_m in () if suite.quick or suite.dry else work.tile_sizes(group, d, suite.dtype):
@@ -107,6 +120,12 @@ def _attention_case(suite: Suite, model: str, kind: str, leaves: int, problems: 
     )
     ours("ours per sequence", work.upload(single, plan, 16, suite.device))
     _attention_peers(suite, case, q, k, v, grown, exact, floor)
+    for peer in peers(q, k, v, grown, prompt=prompt, dry=suite.dry) if prompt else ():
+        if peer.run is None:
+            suite.skip(f"{peer.name}, {case}", peer.note)
+            continue
+        error = None if "not checked" in peer.note else _worst(peer.run(), exact)
+        suite.time("attention", case, peer.name, peer.run, **floor, error=error, note=peer.note)
 
 
 def _attention_peers(
@@ -332,6 +351,7 @@ PARTS: dict[str, Callable[[Suite], None]] = {
     "sample": sample,
     "score": score,
     "plan": plans,
+    **gpu_model.PARTS,
 }
 
 
@@ -358,8 +378,8 @@ def main() -> int:
                 continue
             PARTS[name](suite)
     if not chosen.dry_run:
-        print("\n" + "\n".join(map(line, suite.rows)))
         print(f"written: {write(suite)}")
+        print("\nours, and how many times faster than the best other side:\n" + summary(suite))
     return 0
 
 
@@ -372,8 +392,9 @@ def test_dry_run() -> None:
     command = [sys.executable, str(Path(__file__)), "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    for part in ("attention", "extend", "rows", "sample", "score", "plan"):
+    for part in PARTS:
         assert part in done.stdout
+    assert "two-level cascade" in done.stdout and "flex_attention, flattened tree" in done.stdout
     assert "DIFFER" not in done.stdout
 
 

@@ -22,6 +22,7 @@ def test_add_rms_norm(benchmark: Any, rows: int, width: int) -> None:
             benchmark,
             lambda: ops.add_rms_norm(residual, x, weight, eps=1e-5),
             lambda: ops.add_rms_norm(residual, x, weight, eps=1e-5, backend="torch"),
+            bytes=4.0 * x.nbytes,
             rounds=40,
         )
 
@@ -35,6 +36,7 @@ def test_gated_act(benchmark: Any, rows: int, width: int) -> None:
             benchmark,
             lambda: ops.gated_act(gate_up),
             lambda: ops.gated_act(gate_up, backend="torch"),
+            bytes=1.5 * gate_up.nbytes,
             rounds=40,
         )
 
@@ -56,4 +58,4 @@ def test_rope_write_kv(benchmark: Any, rows: int) -> None:
 
     with torch.inference_mode():
         torch.testing.assert_close(run("cpp"), run("torch"))
-        versus(benchmark, lambda: run("cpp"), lambda: run("torch"), rounds=40)
+        versus(benchmark, lambda: run("cpp"), lambda: run("torch"), bytes=2.0 * qkv.nbytes, rounds=40)

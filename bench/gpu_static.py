@@ -1,7 +1,7 @@
 """Static checks of the Triton kernels, without a GPU: compile ahead of time and read the machine code.
 
-``python bench/gpu_static.py [--arch 80 90 100] [--kernels NAME ...]`` prints a table (``--json`` for machines) of
-registers, shared memory, spills, resident blocks, and which matrix instructions there are. For NVIDIA it uses the
+``python bench/gpu_static.py [--arch 80 90 100] [--kernels NAME ...]`` prints a table (``--json`` for machines,
+``--write`` for ``results/static/``) of registers, shared memory, spills, resident blocks, and which matrix instructions there are. For NVIDIA it uses the
 ``cuobjdump`` of the triton wheel; for AMD (``--arch gfx942``) it says only that the kernel compiles. It cannot see
 latency, overlap or bank conflicts. A number here is a count, never a speed.
 """
@@ -29,8 +29,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from wcse.kernels.triton import attention, rows, sampler, score
+from wcse.kernels.triton import advance, attention, rows, sampler, score
 
+RESULTS = Path(__file__).parent / "results" / "static"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 SHARED_LIMIT = {"80": 163, "90": 227, "100": 227}  # KiB a block may have
 
@@ -66,15 +67,24 @@ class Case:
 
 
 def attention_case(
-    tile_m: int, group: int, head_dim: int, dtype: torch.dtype, *, window: int = 0, softcap: float = 0.0
+    tile_m: int,
+    group: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    window: int = 0,
+    softcap: float = 0.0,
+    scaled: bool = False,
 ) -> Case:
-    options = attention.tile_options(tile_m, group, head_dim, dtype, window, softcap, 8 * group)
+    options = attention.tile_options(tile_m, group, head_dim, dtype, window, softcap, 8 * group, scaled=scaled)
     warps = int(str(options.pop("num_warps")))
     kind = f"*{NAMES[dtype]}"
     types = {name: kind for name in ("q_ptr", "k_ptr", "v_ptr", "out_ptr")}
-    types |= {name: "*fp32" for name in ("part_ptr", "part_lse_ptr")}
+    if scaled:
+        types |= {"k_ptr": "*fp8e4nv", "v_ptr": "*fp8e4nv"}
+    types |= {name: "*fp32" for name in ("part_ptr", "part_lse_ptr", "k_scale_ptr", "v_scale_ptr")}
     types |= {"scale_log2": "fp32", "cap_log2": "fp32"}
-    extra = " window" * bool(window) + " softcap" * bool(softcap)
+    extra = " window" * bool(window) + " softcap" * bool(softcap) + " fp8" * scaled
     shape = f"M{tile_m} G{group} d{head_dim} {NAMES[dtype]}{extra}"
     tensor_core = dtype is not torch.float32
     return Case("tree_attention", attention.tree_attention_kernel, types, options, warps, tensor_core, shape)
@@ -95,12 +105,23 @@ def cases() -> Iterator[Case]:
     yield attention_case(64, 4, 64, torch.float16)
     yield attention_case(16, 4, 64, single)
     yield attention_case(16, 4, 32, half)
+    for tile_m, d in ((16, 64), (32, 64), (64, 64), (128, 64), (64, 128)):
+        yield attention_case(tile_m, 4, d, half, scaled=True)
     parts = {"part_ptr": "*fp32", "part_lse_ptr": "*fp32", "out_ptr": "*bf16"}
     for d in (64, 256):
         constants = {"D": d, "DP": d, "HQ": 32, "BH": 16}
         yield Case("merge", attention.merge_kernel, parts, constants, 4, shape=f"d{d} bf16")
     yield from row_cases()
     yield from sampler_cases()
+    yield from loop_cases()
+
+
+def loop_cases() -> Iterator[Case]:
+    """What stands between two tokens of the device loop."""
+    types = {"drawn_logprob_ptr": "*fp32", "logprob_ptr": "*fp32", "token_ptr": "*i64", "table_ptr": "*i16"}
+    constants = {"K": 8, "MACHINES": 3, "BLOCK": advance.BLOCK}
+    yield Case("advance", advance.advance_kernel, types, constants, 4, shape="3 machines")
+    yield Case("grow", advance.grow_kernel, {}, {"BLOCK": advance.BLOCK}, 4)
 
 
 def row_cases() -> Iterator[Case]:
@@ -125,10 +146,19 @@ def row_cases() -> Iterator[Case]:
         "eps": "fp32",
         "offset": "fp32",
     }
-    for half_dim, norm in ((32, False), (64, True), (48, False)):
+    types |= {"k_scale_ptr": "*fp32", "v_scale_ptr": "*fp32"}
+    eight = {"k_ptr": "*fp8e4nv", "v_ptr": "*fp8e4nv"}
+    for half_dim, norm, scaled in (
+        (32, False, False),
+        (64, True, False),
+        (48, False, False),
+        (64, False, True),
+    ):
         constants = {"HQ": 32, "HK": 8, "HALF": half_dim, "HP": triton.next_power_of_2(half_dim)}
-        constants |= {"Q_NORM": norm, "K_NORM": norm}
-        yield Case("rope_write_kv", rows.rope_write_kv_kernel, types, constants, 1, shape=f"d{2 * half_dim}")
+        constants |= {"Q_NORM": norm, "K_NORM": norm, "SCALED": scaled}
+        shape = f"d{2 * half_dim}" + " fp8" * scaled
+        kinds = types | (eight if scaled else {})
+        yield Case("rope_write_kv", rows.rope_write_kv_kernel, kinds, constants, 1, shape=shape)
 
 
 def sampler_cases() -> Iterator[Case]:
@@ -147,6 +177,11 @@ def sampler_cases() -> Iterator[Case]:
     constants = {"K": 16, "BLOCK": 64}
     types = {"score_ptr": "*fp32"}
     yield Case("group_top_k", score.group_top_k_kernel, types, constants, 1, shape="16 of 64")
+
+
+def runs_on(case: Case, arch: str) -> bool:
+    """Numbers of 8 bits need compute capability 8.9; the AMD device has another kind of them."""
+    return "fp8" not in case.shape or arch not in ("80", "gfx942")
 
 
 def compile_case(case: Case, arch: str) -> dict[str, Any]:
@@ -218,25 +253,49 @@ def failures(row: Mapping[str, Any]) -> list[str]:
     return bad
 
 
+def write(table: list[dict[str, Any]]) -> None:
+    """``results/static/kernels.json`` and, to be read, ``kernels.md``; rows of other devices in there are kept."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / "kernels.json"
+    arches = {row["arch"] for row in table}
+    old = json.loads(path.read_text())["table"] if path.exists() else []
+    table = [row for row in old if row["arch"] not in arches] + table
+    path.write_text(json.dumps({"triton": triton.__version__, "table": table}, indent=1) + "\n")
+    names = ("arch", "kernel", "shape", "warps", "registers", "shared", "blocks", "spills", "hgmma", "hmma", "loop")
+    lines = [
+        f"Counted in machine code, Triton {triton.__version__} (`python bench/gpu_static.py --arch 80 90 100 gfx942 "
+        "--write`). Shared memory in bytes; blocks: that one processor holds; loop: instructions of the longest loop "
+        "of one warp. Of gfx942 it is known that kernels compile and how much shared memory they take.",
+        "",
+        "| " + " | ".join(names) + " |",
+        "| " + " | ".join("---" for _ in names) + " |",
+    ]
+    lines += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in table]
+    (RESULTS / "kernels.md").write_text("\n".join(lines) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", nargs="+", default=["90"])
     parser.add_argument("--kernels", nargs="*", default=[])
     parser.add_argument("--shapes", nargs="*", default=[], help="only these, as they stand in the table")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="to results/static/")
     chosen = parser.parse_args()
     table = []
     for arch in chosen.arch:
         for case in cases():
             if (chosen.kernels and case.name not in chosen.kernels) or (
                 chosen.shapes and case.shape not in chosen.shapes
-            ):
+            ) or not runs_on(case, arch):
                 continue
             row = compile_case(case, arch)
             row["failures"] = failures(row)
             table.append(row)
             if not chosen.json:
                 print(*(f"{key}={value}" for key, value in row.items()), flush=True)
+    if chosen.write:
+        write(table)
     if chosen.json:
         print(json.dumps({"triton": triton.__version__, "table": table}))
     return int(any(row["failures"] for row in table))

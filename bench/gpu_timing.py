@@ -30,6 +30,7 @@ class Row:
     bytes: float = 0.0
     flops: float = 0.0
     copy_share: float | None = None  # of the copy rate measured in the same run
+    predicted_ms: float | None = None  # by roofline.py, from assumed rates
     error: float | None = None  # largest, against float32 or float64
     note: str = ""
 
@@ -43,6 +44,7 @@ class Suite:
     quick: bool = False  # fewer cases
     dtype: torch.dtype = torch.bfloat16
     copy_rate: float = 0.0  # bytes a second, read and written
+    gemm_rate: float = 0.0  # FLOPs a second
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
@@ -88,6 +90,8 @@ def line(row: Row) -> str:
     )  # type: ignore[operator]
     share = f"{row.copy_share:6.1%} of copy" if row.copy_share else ""
     error = f"error {row.error:.1e}" if row.error is not None else ""
+    if row.predicted_ms and row.ms:
+        error += f" predicted {row.predicted_ms * 1e3:.1f} us"
     return f"{row.part:10s} {row.case:34s} {row.side:24s} {time:34s} {share:16s} {error} {row.note}".rstrip()
 
 
@@ -101,7 +105,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": version("triton"),
     }
-    for name in ("flash_attn", "flashinfer-python", "transformers"):
+    for name in ("flash_attn", "flashinfer-python", "transformers", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -131,9 +135,30 @@ def _output(*command: str) -> str:
 
 
 def write(suite: Suite) -> Path:
-    """``bench/results/DATE-gpu.json``."""
+    """``bench/results/DATE-gpu-PARTS.json``."""
     about = environment(suite.device)
-    path = RESULTS / f"{about['date'][:10]}-gpu.json"
+    parts = "-".join(dict.fromkeys(row.part for row in suite.rows))
+    path = RESULTS / f"{about['date'][:10]}-gpu-{parts}.json"
     rows = [asdict(row) for row in suite.rows]
     path.write_text(json.dumps({"environment": about, "rows": rows, "skipped": suite.skipped}, indent=1))
     return path
+
+
+def summary(suite: Suite) -> str:
+    """One line a case: our best side, the best other, and how many times faster ours is."""
+    ours_words = ("tree", "triton", "incremental")
+    cases: dict[tuple[str, str], list[Row]] = {}
+    for row in suite.rows:
+        if row.ms is not None:
+            cases.setdefault((row.part, row.case), []).append(row)
+    lines = []
+    for (part, case), rows in cases.items():
+        ours = [row for row in rows if row.side.startswith(ours_words)]
+        others = [row for row in rows if row not in ours]
+        if not ours or not others:
+            continue
+        best, rival = (min(side, key=lambda row: row.ms or 0.0) for side in (ours, others))
+        ratio = (rival.ms or 0.0) / (best.ms or 1.0)
+        share = f"{best.copy_share:5.0%} of copy" if best.copy_share else ""
+        lines.append(f"{part:10s} {case:34s} {(best.ms or 0.0) * 1e3:9.1f} us {ratio:5.2f}x {rival.side:26s} {share}")
+    return "\n".join(lines)

@@ -42,14 +42,20 @@ class Grown:
     """A tree in a ``KVTree``, the plan of one token for every leaf, and each leaf's slots in plan order."""
 
     plan: _core.Plan
+    tree: _core.KVTree
+    nodes: list[int]  # the leaves, by row of the plan
     pages: int
     slots: list[np.ndarray]  # int64, page * 16 + offset of every token on the path
 
 
-def grow(kind: str, *, leaves: int, depth: int, prompt: int = 512, trees: int = 1) -> Grown:
-    """``trees`` problems of ``leaves`` leaves each, in one plan."""
-    spec, tips = search_tree(kind, leaves, depth, prompt)
-    pages = trees * sum(-(-n // 16) for _, _, n in spec)
+def grow(kind: str, *, leaves: int, depth: int, prompt: int = 512, trees: int = 1, spare: int = 0) -> Grown:
+    """``trees`` problems of ``leaves`` leaves each, in one plan; ``spare`` pages stay free."""
+    return grow_spec(*search_tree(kind, leaves, depth, prompt), trees=trees, spare=spare)
+
+
+def grow_spec(spec: Spec, tips: list[str], *, trees: int = 1, spare: int = 0) -> Grown:
+    """``trees`` copies of a tree, in one plan of one token for every tip."""
+    pages = trees * sum(-(-n // 16) for _, _, n in spec) + spare
     tree = _core.KVTree(pages)
     nodes: list[int] = []
     paths: list[np.ndarray] = []
@@ -66,4 +72,4 @@ def grow(kind: str, *, leaves: int, depth: int, prompt: int = 512, trees: int = 
         nodes += [ids[name] for name in tips]
         paths += [path[name] for name in tips]
     plan = _core.plan(tree, nodes, [1] * len(nodes))
-    return Grown(plan, pages, [paths[i] for i in plan.order])
+    return Grown(plan, tree, [nodes[i] for i in plan.order], pages, [paths[i] for i in plan.order])

@@ -45,17 +45,30 @@ def spread(seconds: list[float]) -> dict[str, float]:
     return {name: value * 1e3 for name, value in (at | {"min": ordered[0]}).items()}
 
 
+def copy_rate() -> float:
+    """Bytes a second, read and written, of the best of five copies that no cache holds."""
+    source = torch.zeros(2**26, dtype=torch.int8)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.numel() / best
+
+
 def versus(
     benchmark: Any,
     ours: Callable[[], object],
     peer: Callable[[], object],
     *,
     flops: float = 0.0,
+    bytes: float = 0.0,
     rounds: int = 30,
 ) -> None:
-    """Time ``ours`` beside ``peer``; how many times faster, and the share of the FMA peak, go to ``extra_info``.
+    """Time ``ours`` beside ``peer``; how many times faster, and the roofline, go to ``extra_info``.
 
-    The ratio is the median over rounds. The share uses the 20th percentile of our time: the peak, too, is that of
+    The roofline: floors of FLOPs and bytes, and the shares of the peaks that are measured in the same run. The ratio is the median over rounds. The share uses the 20th percentile of our time: the peak, too, is that of
     undisturbed moments. With benchmarks disabled both sides run once.
     """
     if benchmark.disabled:
@@ -77,6 +90,14 @@ def versus(
         peak = _core.fma_peak(threads)
         benchmark.extra_info |= {
             "fma_peak_gflops": peak / 1e9,
+            "flops": flops,
             "share_of_fma_peak": flops / (spread(seconds["ours"])["p20"] / 1e3) / peak,
+        }
+    if bytes:
+        rate = copy_rate()
+        benchmark.extra_info |= {
+            "bytes": bytes,
+            "copy_gbytes_s": rate / 1e9,
+            "share_of_copy_rate": bytes / (spread(seconds["ours"])["p20"] / 1e3) / rate,
         }
     benchmark.pedantic(ours, rounds=5)

@@ -38,9 +38,9 @@ def linear(
 
     Args:
         x: [T, K].
-        packed: the weight [N, K], from ``pack_linear`` or ``pack_quantized``, or a ``DenseLinear`` or
-            ``Fp8Linear`` for the other backends. Quantised weights count as the floats that ``packed.weight()`` gives; the result has the bits
-            that those would give.
+        packed: the weight [N, K], from ``pack_linear`` or ``pack_quantized``; for the other backends a
+            ``DenseLinear`` or ``Fp8Linear``. Quantised weights count as the floats that ``packed.weight()`` gives; the
+            result has the bits that those would give (but with ``Fp8Linear``, which rounds ``x`` too).
         bias: [N] or None.
         residual: [T, N] or None.
 

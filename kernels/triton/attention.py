@@ -227,24 +227,32 @@ def tile_options(
     }
 
 
-def tree_attention(
+Scales = tuple[Tensor, Tensor] | None
+
+
+def partials(q: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+    """Memory for partial results and their log-sum-exps; there is one of each at least, so that it has an address."""
+    _, heads, head_dim = q.shape
+    parts = torch.empty((max(1, slots), heads, head_dim), dtype=torch.float32, device=q.device)
+    return parts, torch.empty((max(1, slots), heads), dtype=torch.float32, device=q.device)
+
+
+def run_tiles(
     q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
     work: DeviceList,
+    out: Tensor,
+    parts: tuple[Tensor, Tensor],
     *,
     scale: float,
     softcap: float,
     window: int,
-    scales: tuple[Tensor, Tensor] | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Launch the kernel and, where lists were split, the merge. Shapes as in ``ops.tree_attention``."""
-    n_rows, heads, head_dim = q.shape
+    scales: Scales = None,
+) -> None:
+    """All items of a work list: whole rows go to ``out``, partial ones to ``parts``."""
+    heads, head_dim = q.shape[1:]
     kv_heads = k_pages.shape[1]
-    out = torch.empty_like(q) if out is None else out
-    parts = torch.empty((max(1, work.n_slots), heads, head_dim), dtype=torch.float32, device=q.device)
-    lse = torch.empty((max(1, work.n_slots), heads), dtype=torch.float32, device=q.device)
     options = tile_options(
         work.tile_m,
         heads // kv_heads,
@@ -255,16 +263,13 @@ def tree_attention(
         heads,
         scaled=scales is not None,
     )
-    k_scale, v_scale = scales or (lse, lse)  # not read
     tree_attention_kernel[(work.n_items, kv_heads)](
         q,
         k_pages,
         v_pages,
-        k_scale,
-        v_scale,
+        *(scales or (parts[1], parts[1])),  # not read
         out,
-        parts,
-        lse,
+        *parts,
         work.items,
         work.page,
         work.rows,
@@ -277,9 +282,35 @@ def tree_attention(
         window,
         **options,
     )
+
+
+def run_merge(out: Tensor, parts: tuple[Tensor, Tensor], merge: Tensor) -> None:
+    """Partial results to rows of ``out``; ``merge`` [3 rows] as in ``DeviceList``."""
+    n_rows, heads, head_dim = out.shape
+    block = min(16, triton.next_power_of_2(heads))
+    padded = max(16, triton.next_power_of_2(head_dim))
+    merge_kernel[(n_rows, triton.cdiv(heads, block))](
+        *parts, out, merge, D=head_dim, DP=padded, HQ=heads, BH=block, num_warps=4
+    )
+
+
+def tree_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    work: DeviceList,
+    *,
+    scale: float,
+    softcap: float,
+    window: int,
+    scales: Scales = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Launch the kernel and, where lists were split, the merge. Shapes as in ``ops.tree_attention``."""
+    out = torch.empty_like(q) if out is None else out
+    parts = partials(q, work.n_slots)
+    options = {"scale": scale, "softcap": softcap, "window": window}
+    run_tiles(q, k_pages, v_pages, work, out, parts, scales=scales, **options)
     if work.n_slots:
-        block = min(16, triton.next_power_of_2(heads))
-        merge_kernel[(n_rows, triton.cdiv(heads, block))](
-            parts, lse, out, work.merge, D=head_dim, DP=options["DP"], HQ=heads, BH=block, num_warps=4
-        )
+        run_merge(out, parts, work.merge)
     return out

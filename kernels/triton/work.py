@@ -86,6 +86,7 @@ class DevicePlan:
         dtype: of queries, keys and values.
         tile_m: rows of a tile, one of ``TILE_M``; None chooses by cost.
         chunks: wanted work items of each kv head; None fills the device once.
+        tile_rows: tree rows of a tile; None: as many as fit in ``tile_m``. 1 reads every row's path by itself.
         ahead: int32 [rows, pages], pages that each row will grow into, -1 for none; see ``_core.work_list``.
     """
 
@@ -98,6 +99,7 @@ class DevicePlan:
     tile_m: int | None = None
     chunks: int | None = None
     rates: Device = Device()
+    tile_rows: int | None = None
     ahead: np.ndarray | None = None
     _lists: dict[int, DeviceList] = field(default_factory=dict)
 
@@ -132,7 +134,7 @@ class DevicePlan:
         full = self.rates.processors * self.rates.resident
         return _core.work_list(
             self.plan,
-            tile_rows=self.tile() // self.group,
+            tile_rows=self.tile_rows or self.tile() // self.group,
             block_pages=block_tokens(self.head_dim, self.dtype) // PAGE,
             items=self.chunks or max(1, full // self.kv_heads),
             least_pages=1 if self.chunks else 16,  # 256 tokens

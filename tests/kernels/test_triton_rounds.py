@@ -83,24 +83,26 @@ def test_an_engine_in_rounds_writes_the_same(tmp_path: Path) -> None:
     folder = tiny_models.build("gemma2", tmp_path, num_hidden_layers=2)
     model = load_model(folder)
     dense = Decoder(model.spec, model.weights, backend="triton", device=DEVICE)
-    tokenizer = model.tokenizer
-    stop = tokenizer.decode([70])
+    prompts = ["12 + 7 =", "Anna has three"]
+    drawn = SamplingParams(n=3, temperature=1.2, top_p=0.95, max_tokens=13)
+    free = LLM(model, kv_memory=0.01, seed=3).generate(prompts, drawn, use_tqdm=False)[1].outputs
+    text = model.tokenizer.decode([free[1].token_ids[7]])
     params = [
         SamplingParams(temperature=0.0, max_tokens=19, ignore_eos=True),
-        SamplingParams(n=3, temperature=1.2, top_p=0.95, max_tokens=13, stop=[stop], stop_token_ids=[71, 99]),
+        replace(drawn, stop=[text] if text else [], stop_token_ids=[free[0].token_ids[5]]),
     ]
-    found = []
+    found, computed = [], []
     for loaded in (model, replace(model, decoder=dense)):
         llm = LLM(loaded, kv_memory=0.01, seed=3)
         if loaded is not model:
             llm.engine.rounds = Rounds(llm.engine, tokens=9)
-        outputs = llm.generate(["12 + 7 =", "Anna has three"], params, use_tqdm=False)
+        outputs = llm.generate(prompts, params, use_tqdm=False)
         found.append([c for r in outputs for c in r.outputs])
         llm.engine.runner.tree.check()
         if loaded is not model:
             assert llm.engine.rounds.done >= 2
-            assert llm.engine.runner.computed == native_computed
-        native_computed = llm.engine.runner.computed
+        computed.append(llm.engine.runner.computed)
+    assert computed[0] == computed[1]
     for want, got in zip(*found, strict=True):
         assert (got.token_ids, got.text, got.finish_reason) == (want.token_ids, want.text, want.finish_reason)
     assert {c.finish_reason for c in found[0]} == {"length", "stop"}

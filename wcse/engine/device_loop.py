@@ -79,12 +79,16 @@ class DeviceLoop:
     Args:
         decoder: a dense one (``Decoder.dense``), with its output matrix.
         pool: its keys and values.
+        tile_rows: tree rows that share a tile of attention; None chooses. 1 reads each sequence by itself.
     """
 
-    def __init__(self, decoder: Decoder, pool: KVPool, *, tokens: int) -> None:
+    def __init__(
+        self, decoder: Decoder, pool: KVPool, *, tokens: int, tile_rows: int | None = None
+    ) -> None:
         self.decoder = decoder
         self.pool = pool
         self.tokens = tokens
+        self.tile_rows = tile_rows
         self.captures = 0
         self._memories: dict[tuple[Any, ...], _Memory] = {}
         self._tables = 0  # rows of the rope tables that the graphs hold
@@ -119,7 +123,7 @@ class DeviceLoop:
         last = torch.from_numpy(positions + (count - 1))  # the rope tables must reach as far
         asked = Batch(torch.from_numpy(rows.tokens), last, torch.from_numpy(rows.slots), plan, torch.empty(0))
         placed = self.decoder.place(asked, upload=False).plan
-        placed.ahead = ahead
+        placed.ahead, placed.tile_rows = ahead, self.tile_rows
         if placed.last_page >= self.pool.num_pages:
             raise RuntimeError(f"the plan reads page {placed.last_page} of {self.pool.num_pages}")
         if self._tables != self.decoder.rope_rows:  # the graphs hold the addresses of tables that are gone

@@ -88,6 +88,14 @@ def pages(tokens: int) -> int:
     return -(-tokens // PAGE)
 
 
+def opened_pages(slots: np.ndarray) -> np.ndarray:
+    """The pages that consecutive slots [rows, count] open, in order: int32 [rows, pages], -1 for none."""
+    found = np.full((len(slots), pages(slots.shape[1])), -1, np.int32)
+    opens = slots % PAGE == 0
+    found[np.nonzero(opens)[0], (opens.cumsum(1) - 1)[opens]] = slots[opens] // PAGE
+    return found
+
+
 @dataclass
 class Work:
     """The batch under construction: the last ``counts[i]`` stored tokens of ``spans[i]`` are new."""
@@ -296,10 +304,7 @@ class Runner:
         nodes = np.fromiter((s.kv for s in spans), np.int32, len(spans))
         plan = _core.plan(self.tree, nodes, np.ones(len(spans), np.int32))
         later = self.tree.extend_ahead(nodes, count - 1).reshape(len(spans), count - 1)
-        ahead = np.full((len(spans), pages(count - 1)), -1, np.int32)
-        opens = later % PAGE == 0
-        ahead[np.nonzero(opens)[0], (opens.cumsum(1) - 1)[opens]] = later[opens] // PAGE
-        return plan, np.concatenate(work.slots), ahead
+        return plan, np.concatenate(work.slots), opened_pages(later)
 
     def settle_ahead(self, spans: Sequence[Span], count: int, written: Sequence[Sequence[int]]) -> None:
         """After ``store_ahead``: each span wrote these tokens, at least one; all but the last are stored."""
