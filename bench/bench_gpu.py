@@ -4,7 +4,8 @@
 
 Needs a clone, a GPU and what is installed; fetches nothing. Each side is checked before it is timed. Prints rows
 as they come, a short table last, and writes ``bench/results/DATE-gpu-PARTS.json``. ``--dry-run`` runs all parts on the
-CPU at toy sizes in Triton's interpreter, to show that they run, and says why it skips others; it reports no times. As a pytest file it is that dry run.
+CPU at toy sizes in Triton's interpreter, to show that they run, and says why it skips others; it reports no times. As
+a pytest file it is that dry run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from workloads import saved
 from wcse import _core
 from wcse.kernels import ops
 
-BUDGET = 480  # seconds: parts that have not begun by then are skipped
+BUDGET = 480  # seconds: parts and cases that have not begun by then are skipped
 SHAPES = {"0.5B": (14, 2, 64), "1B": (32, 8, 64), "8B": (32, 8, 128)}  # query heads, kv heads, head size
 
 
@@ -362,6 +363,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="fewer shapes and trees")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds after which nothing new begins")
     chosen = parser.parse_args()
     if not chosen.dry_run and not torch.cuda.is_available():
         print(
@@ -373,10 +375,13 @@ def main() -> int:
     begin = time.monotonic()
     with torch.inference_mode():
         for name in dict.fromkeys(["rates", *chosen.parts]):
-            if time.monotonic() - begin > BUDGET:
-                suite.skip(name, f"{BUDGET} seconds are over; run --parts {name}")
+            if time.monotonic() - begin > chosen.budget:
+                suite.skip(name, f"{chosen.budget:g} seconds are over; run --parts {name}")
                 continue
-            PARTS[name](suite)
+            try:
+                PARTS[name](suite)
+            except torch.cuda.OutOfMemoryError as error:
+                suite.skip(name, f"out of memory: {str(error).splitlines()[0]}")
     if not chosen.dry_run:
         print(f"written: {write(suite)}")
         print("\nours, and how many times faster than the best other side:\n" + summary(suite))

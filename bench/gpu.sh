@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# The GPU suite from a bare clone: bench/gpu.sh [build|test|bench|all] [arguments of bench_gpu.py]
+# The GPU suite from a bare clone: bench/gpu.sh [build|test|kernels|model|bench|all] [arguments of bench_gpu.py]
+#
+# all: everything, in ten minutes: the tests end after three, the benches start nothing new after six (--budget).
+# kernels and model are the halves of bench. Without a GPU everything is skipped, with the reason; --dry-run runs the
+# benches at toy sizes on the CPU. The short table comes last; JSON goes to bench/results/.
 #
 # Needs a C++17 compiler and a Python (PYTHON, default python3) with torch for CUDA, triton and transformers; the tests
 # also need pytest and hypothesis. Fetches and installs nothing: the native core is compiled with the pybind11 headers
@@ -8,7 +12,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 what=${1:-all}
-shift || true
+[[ $what != --* ]] || what=all  # options alone
+[[ $# -eq 0 || $1 == --* ]] || shift
 root=$PWD/build/gpu
 
 build() {
@@ -45,7 +50,8 @@ run_tests() {
     elif ! "$python" -c 'import pytest, hypothesis'; then
         echo "gpu.sh: pytest or hypothesis is missing: the tests are skipped; the benches check what they time"
     else
-        "$python" -m pytest -q tests/kernels -k "triton and not static"
+        timeout 180 "$python" -m pytest -q -x tests/kernels -k "triton and not static" ||
+            echo "gpu.sh: the GPU tests failed or took over three minutes; see above" >&2
     fi
 }
 
@@ -55,12 +61,14 @@ case $what in
 build) ;;
 test) run_tests ;;
 bench) "$python" bench/bench_gpu.py "$@" ;;
+kernels) "$python" bench/bench_gpu.py --parts rates attention extend rows sample score plan "$@" ;;
+model) "$python" bench/bench_gpu.py --parts rates decode generate prm "$@" ;;
 all)
     run_tests
-    "$python" bench/bench_gpu.py "$@"
+    "$python" bench/bench_gpu.py --budget 300 "$@"
     ;;
 *)
-    echo "gpu.sh: unknown part '$what'; use build, test, bench or all" >&2
+    echo "gpu.sh: unknown part '$what'; use build, test, kernels, model, bench or all" >&2
     exit 2
     ;;
 esac

@@ -47,7 +47,15 @@ def config(name: str, *, layers: int | None = None) -> dict[str, Any]:
     shape = MODEL_SHAPES.get(name)
     sizes = (2, 4, 2, 16, 32, 64, 256)
     if shape is not None:
-        sizes = (shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, shape.inner, shape.vocab)
+        sizes = (
+            shape.layers,
+            shape.heads,
+            shape.kv_heads,
+            shape.head_dim,
+            shape.hidden,
+            shape.inner,
+            shape.vocab,
+        )
     names = (
         "num_hidden_layers",
         "num_attention_heads",
@@ -79,7 +87,11 @@ def decoder_of(suite: Suite, name: str, **options: Any) -> Decoder:
 
 def decode(suite: Suite) -> None:
     """A decode step of all leaves: what the device loop takes a token, and the same engine on single sequences."""
-    cases = [("1B", "beam", 1)] if suite.dry else [("1B", "beam", p) for p in (1, 4, 16)] + [("1B", "best-of-n", 4)]
+    cases = (
+        [("1B", "beam", 1)]
+        if suite.dry
+        else [("1B", "beam", p) for p in (1, 4, 16)] + [("1B", "best-of-n", 4)]
+    )
     if not suite.dry and not suite.quick:
         cases += [("8B", "beam", 4)]
     decoders: dict[str, Decoder] = {}
@@ -136,7 +148,9 @@ def generate(suite: Suite) -> None:
         return suite.skip("transformers generate", str(error))
     about = config("dry" if suite.dry else "1B")
     prompt, rows, tokens = (8, 2, 2) if suite.dry else (512, 256, 32)
-    model = LlamaForCausalLM(LlamaConfig(**about)).to(suite.device, torch.float32 if suite.dry else torch.bfloat16)
+    model = LlamaForCausalLM(LlamaConfig(**about)).to(
+        suite.device, torch.float32 if suite.dry else torch.bfloat16
+    )
     ids = torch.arange(prompt, device=suite.device)[None] % about["vocab_size"]
 
     def run() -> Any:
@@ -180,8 +194,8 @@ def prm(suite: Suite) -> None:
         chains = np.concatenate([np.asarray(tree.extend(node, range(length))) for node in nodes])
         full = _batch(decoder, _core.plan(tree, nodes, [length] * few), chains, rows=few * length)
 
-        def reread(d: Decoder = decoder, b: Batch = full, p: Any = whole) -> None:
-            for _ in range(leaves // few):
+        def reread(d: Decoder = decoder, b: Batch = full, p: Any = whole, times: int = leaves // few) -> None:
+            for _ in range(times):
                 d.forward(d.place(b), p)
 
         suite.time("prm", f"{name} beam {leaves} rows", f"full text, {length} tokens each", reread)
@@ -200,4 +214,3 @@ def _batch(decoder: Decoder, plan: _core.Plan, slots: np.ndarray, *, rows: int) 
 
 
 PARTS: dict[str, Callable[[Suite], None]] = {"decode": decode, "generate": generate, "prm": prm}
-

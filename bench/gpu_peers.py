@@ -28,7 +28,9 @@ def peers(q: Tensor, k: Tensor, v: Tensor, grown: Grown, *, prompt: int, dry: bo
     """Peers on queries [leaves, heads, d] and pools [pages, kv heads, 16, d]."""
     yield Peer("two-level cascade of ours", cascade(q, k, v, grown, prompt))
     try:
-        yield Peer("flex_attention, flattened tree", flex(q, k, v, grown, compiled=not dry), "mask made beforehand")
+        yield Peer(
+            "flex_attention, flattened tree", flex(q, k, v, grown, compiled=not dry), "mask made beforehand"
+        )
     except Exception as error:  # torch's compiler raises what it likes
         yield Peer("flex_attention", None, f"{type(error).__name__}: {str(error).splitlines()[0][:90]}")
     yield from flashinfer(q, k, v, grown)
@@ -55,10 +57,14 @@ def cascade(q: Tensor, k: Tensor, v: Tensor, grown: Grown, prompt: int) -> Calla
             page += [0] * pad
             seen += [0] * pad
             items.append([row, count, begin, len(page), base + row])
-        arrays = [np.asarray(x, np.int64).astype(np.uint32).view(np.int32).ravel() for x in (items, page, seen)]
+        arrays = [
+            np.asarray(x, np.int64).astype(np.uint32).view(np.int32).ravel() for x in (items, page, seen)
+        ]
         there = [torch.from_numpy(x.copy()).to(device) for x in arrays]
         empty = torch.zeros(rows, dtype=torch.int32, device=device)
-        return DeviceList(empty, tile_m, len(items), 2 * rows, rows, *there, empty, empty, empty, Traffic(1, 1))
+        return DeviceList(
+            empty, tile_m, len(items), 2 * rows, rows, *there, empty, empty, empty, Traffic(1, 1)
+        )
 
     tile = 128 // group
     tops, begin = [], 0
@@ -128,7 +134,9 @@ def flashinfer(q: Tensor, k: Tensor, v: Tensor, grown: Grown) -> Iterator[Peer]:
         rows = {name: x.to(q.device) for name, x in paged(grown).items()}
         decode = fi.BatchDecodeWithPagedKVCacheWrapper(space, "HND")
         decode.plan(*rows.values(), *common, q_data_type=q.dtype, kv_data_type=q.dtype)
-        yield Peer("FlashInfer decode", lambda: decode.run(q, pages), "reads inner pages as full: not checked")
+        yield Peer(
+            "FlashInfer decode", lambda: decode.run(q, pages), "reads inner pages as full: not checked"
+        )
     except Exception as error:  # it compiles at run time, with what it finds
         yield Peer("FlashInfer decode", None, f"{type(error).__name__}: {str(error)[:90]}")
     try:

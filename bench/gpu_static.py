@@ -1,9 +1,9 @@
 """Static checks of the Triton kernels, without a GPU: compile ahead of time and read the machine code.
 
 ``python bench/gpu_static.py [--arch 80 90 100] [--kernels NAME ...]`` prints a table (``--json`` for machines,
-``--write`` for ``results/static/``) of registers, shared memory, spills, resident blocks, and which matrix instructions there are. For NVIDIA it uses the
-``cuobjdump`` of the triton wheel; for AMD (``--arch gfx942``) it says only that the kernel compiles. It cannot see
-latency, overlap or bank conflicts. A number here is a count, never a speed.
+``--write`` for ``results/static/``) of registers, shared memory, spills, resident blocks, and which matrix instructions
+there are. For NVIDIA it uses the ``cuobjdump`` of the triton wheel; for AMD (``--arch gfx942``) it says only that the
+kernel compiles. It cannot see latency, overlap or bank conflicts. A number here is a count, never a speed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from wcse.kernels.triton import advance, attention, rows, sampler, score
+from wcse.kernels.triton import advance, attention, rows, sampler, score, work
 
 RESULTS = Path(__file__).parent / "results" / "static"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -76,7 +76,9 @@ def attention_case(
     softcap: float = 0.0,
     scaled: bool = False,
 ) -> Case:
-    options = attention.tile_options(tile_m, group, head_dim, dtype, window, softcap, 8 * group, scaled=scaled)
+    options = attention.tile_options(
+        tile_m, group, head_dim, dtype, window, softcap, 8 * group, scaled=scaled
+    )
     warps = int(str(options.pop("num_warps")))
     kind = f"*{NAMES[dtype]}"
     types = {name: kind for name in ("q_ptr", "k_ptr", "v_ptr", "out_ptr")}
@@ -180,8 +182,17 @@ def sampler_cases() -> Iterator[Case]:
 
 
 def runs_on(case: Case, arch: str) -> bool:
-    """Numbers of 8 bits need compute capability 8.9; the AMD device has another kind of them."""
-    return "fp8" not in case.shape or arch not in ("80", "gfx942")
+    """Numbers of 8 bits need compute capability 8.9, and the AMD device has another kind of them; wide tiles of large
+    heads need warp-group matrix instructions, and the planner gives other devices none of them.
+    """
+    if arch in ("80", "gfx942") and "fp8" in case.shape:
+        return False
+    if arch != "80" or case.name != "tree_attention":
+        return True
+    tile, group, d = (int(str(case.constants[name])) for name in ("M", "G", "D"))
+    return tile in work.tile_sizes(
+        group, d, torch.float32 if "fp32" in case.shape else torch.bfloat16, major=8
+    )
 
 
 def compile_case(case: Case, arch: str) -> dict[str, Any]:
@@ -254,14 +265,29 @@ def failures(row: Mapping[str, Any]) -> list[str]:
 
 
 def write(table: list[dict[str, Any]]) -> None:
-    """``results/static/kernels.json`` and, to be read, ``kernels.md``; rows of other devices in there are kept."""
+    """``results/static/kernels.json`` and, to be read, ``kernels.md``; rows of other cases in there are kept."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / "kernels.json"
-    arches = {row["arch"] for row in table}
+
+    def key(row: dict[str, Any]) -> tuple[str, ...]:
+        return row["arch"], row["kernel"], row["shape"]
+
     old = json.loads(path.read_text())["table"] if path.exists() else []
-    table = [row for row in old if row["arch"] not in arches] + table
+    table = sorted(({key(row): row for row in old} | {key(row): row for row in table}).values(), key=key)
     path.write_text(json.dumps({"triton": triton.__version__, "table": table}, indent=1) + "\n")
-    names = ("arch", "kernel", "shape", "warps", "registers", "shared", "blocks", "spills", "hgmma", "hmma", "loop")
+    names = (
+        "arch",
+        "kernel",
+        "shape",
+        "warps",
+        "registers",
+        "shared",
+        "blocks",
+        "spills",
+        "hgmma",
+        "hmma",
+        "loop",
+    )
     lines = [
         f"Counted in machine code, Triton {triton.__version__} (`python bench/gpu_static.py --arch 80 90 100 gfx942 "
         "--write`). Shared memory in bytes; blocks: that one processor holds; loop: instructions of the longest loop "
@@ -285,17 +311,19 @@ def main() -> int:
     table = []
     for arch in chosen.arch:
         for case in cases():
-            if (chosen.kernels and case.name not in chosen.kernels) or (
-                chosen.shapes and case.shape not in chosen.shapes
-            ) or not runs_on(case, arch):
+            if (
+                (chosen.kernels and case.name not in chosen.kernels)
+                or (chosen.shapes and case.shape not in chosen.shapes)
+                or not runs_on(case, arch)
+            ):
                 continue
             row = compile_case(case, arch)
             row["failures"] = failures(row)
             table.append(row)
+            if chosen.write:  # at once: compilation is slow, and may be stopped and gone on with
+                write([row])
             if not chosen.json:
                 print(*(f"{key}={value}" for key, value in row.items()), flush=True)
-    if chosen.write:
-        write(table)
     if chosen.json:
         print(json.dumps({"triton": triton.__version__, "table": table}))
     return int(any(row["failures"] for row in table))

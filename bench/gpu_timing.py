@@ -160,5 +160,7 @@ def summary(suite: Suite) -> str:
         best, rival = (min(side, key=lambda row: row.ms or 0.0) for side in (ours, others))
         ratio = (rival.ms or 0.0) / (best.ms or 1.0)
         share = f"{best.copy_share:5.0%} of copy" if best.copy_share else ""
-        lines.append(f"{part:10s} {case:34s} {(best.ms or 0.0) * 1e3:9.1f} us {ratio:5.2f}x {rival.side:26s} {share}")
+        lines.append(
+            f"{part:10s} {case:34s} {(best.ms or 0.0) * 1e3:9.1f} us {ratio:5.2f}x {rival.side:26s} {share}"
+        )
     return "\n".join(lines)

@@ -68,8 +68,9 @@ def versus(
 ) -> None:
     """Time ``ours`` beside ``peer``; how many times faster, and the roofline, go to ``extra_info``.
 
-    The roofline: floors of FLOPs and bytes, and the shares of the peaks that are measured in the same run. The ratio is the median over rounds. The share uses the 20th percentile of our time: the peak, too, is that of
-    undisturbed moments. With benchmarks disabled both sides run once.
+    The roofline: floors of FLOPs and bytes, and the shares of the peaks that are measured in the same run. The ratio is
+    the median over rounds. The shares use the 20th percentile of our time: the peak, too, is that of undisturbed
+    moments. With benchmarks disabled both sides run once.
     """
     if benchmark.disabled:
         benchmark(ours)

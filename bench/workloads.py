@@ -3,9 +3,10 @@
     python bench/workloads.py record [--policy tiny-wc --strategy dvts --n 32 ...]   writes workloads/NAME.json
     python bench/workloads.py export DIR                                             definitions/ and workloads/
 
-A workload is the tree below the rows of the step in which they see most tokens: for each node its parent and its tokens, and which
-nodes are being written. The export states each as paged decode of independent sequences that share pages, the form in
-which kernels that know no tree can run it. Schema: flashinfer-bench's docs, "Definition" and "Workload".
+A workload is the tree below the rows of the step in which they see most tokens: for each node its parent and its
+tokens, and which nodes are being written. The export states each as paged decode of independent sequences that share
+pages, the form in which kernels that know no tree can run it. Schema: flashinfer-bench's docs, "Definition" and
+"Workload".
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def record(name: str, options: dict[str, Any]) -> Workload:
     return Workload(name, shown, parents, tokens, leaves)
 
 
-_REFERENCE = '''import math
+_REFERENCE = """import math
 
 import torch
 
@@ -108,7 +109,7 @@ def run(q, k_cache, v_cache, kv_indptr, kv_indices, kv_last_page_len, sm_scale):
             lse[b, h] = torch.logsumexp(scores, 0) / math.log(2.0)
             output[b, h] = (torch.softmax(scores, 0) @ values[:, kv]).to(q.dtype)
     return {"output": output, "lse": lse}
-'''
+"""
 
 
 def definition(heads: int, kv_heads: int, dim: int) -> dict[str, Any]:
@@ -191,13 +192,21 @@ def export(folder: Path, workloads: list[Workload], shapes: list[tuple[int, int,
                 "len_indptr": len(grown.slots) + 1,
                 "num_kv_indices": len(tensors["kv_indices"]),
             }
-            one = {"uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{name}/{workload.name}")), "axes": axes, "inputs": inputs}
-            lines.append(json.dumps({"definition": name, "workload": one, "solution": None, "evaluation": None}))
+            one = {
+                "uuid": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{name}/{workload.name}")),
+                "axes": axes,
+                "inputs": inputs,
+            }
+            lines.append(
+                json.dumps({"definition": name, "workload": one, "solution": None, "evaluation": None})
+            )
         (places[1] / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     recorder = actions.add_parser("record")
     for name, default in (
@@ -220,7 +229,9 @@ def main() -> int:
     chosen["strategies"] = tuple(chosen["strategies"].split(","))
     workload = record(name, chosen)
     grown = workload.grow()
-    print(f"{workload.save()}: {len(workload.leaves)} rows, {len(workload.parents)} nodes, {grown.pages} pages")
+    print(
+        f"{workload.save()}: {len(workload.leaves)} rows, {len(workload.parents)} nodes, {grown.pages} pages"
+    )
     return 0
 
 

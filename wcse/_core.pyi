@@ -55,6 +55,18 @@ class KVTree:
         """
     def extend_rows(self, nodes: Integers, tokens: Integers) -> Int32:
         """Append ``tokens[i]`` to ``nodes[i]``, all or nothing. The nodes are distinct. Returns slots int32[R]."""
+    def extend_ahead(self, nodes: Integers, n: int) -> Int32:
+        """Append n tokens of id 0 to each of the nodes, which are distinct: room for what a device will draw by itself.
+
+        All or nothing. Returns slots int32 [R * n], node by node.
+        """
+    def amend_rows(self, nodes: Integers, drop: Integers, counts: Integers, tokens: Integers) -> None:
+        """What the device drew: the last ``drop[i]`` tokens of ``nodes[i]`` go, with the pages that they leave empty;
+        the ``counts[i]`` tokens before those become the next ones of ``tokens``. All or nothing.
+
+        Raises:
+            ValueError: they are not all in flight, no token in flight would remain, or tokens are missing.
+        """
     def settle(self) -> None:
         """The running step has written its keys and values: nothing is in flight any more."""
     def seal(self, node: int) -> None:
@@ -151,6 +163,9 @@ class WorkList:
     """A plan cut into work items for a GPU: tiles of consecutive rows times flat lists of pages."""
 
     @property
+    def tails(self) -> Int32:
+        """With ``ahead``: the entry of each row's last token; the pages that it may grow into follow it."""
+    @property
     def items(self) -> Int32:
         """int32[5 n]: first row, rows, entries [begin, end), first partial slot (-1: none). Longest first."""
     @property
@@ -173,7 +188,14 @@ class WorkList:
         """Pages of all lists, without padding: what a kernel reads for every head."""
 
 def work_list(
-    plan: Plan, *, tile_rows: int, block_pages: int, items: int, least_pages: int, window: int = 0
+    plan: Plan,
+    *,
+    tile_rows: int,
+    block_pages: int,
+    items: int,
+    least_pages: int,
+    window: int = 0,
+    ahead: Integers | None = None,
 ) -> WorkList:
     """Cut a plan into tiles of ``tile_rows`` rows, and long page lists into chunks until there are ``items`` of them.
 
@@ -181,6 +203,12 @@ def work_list(
     """
 
 # -- text -------------------------------------------------------------------------------------------------------
+
+class Automaton:
+    """Follows a delimiter or stop strings through a text, byte by byte."""
+
+    @property
+    def states(self) -> int: ...
 
 class TextMatcher:
     """Finds delimiters and stop strings in the bytes of tokens, inside one token or across several.
@@ -203,6 +231,12 @@ class TextMatcher:
             uint8[R]. Bit 1: the token completed a delimiter that lies in this step and behind a visible byte (any
             but ASCII white space) of it. Bit 2: the token completed a stop string.
         """
+    def automaton(self, pattern: int, bit: int) -> Automaton:
+        """What finds the pattern's delimiter (bit 1) or its stop strings (bit 2)."""
+    def table(self, automaton: Automaton) -> NDArray[np.uint16]:
+        """[states, tokens]: the next state, and 1 << 15 if the token completed something."""
+    def state(self, automaton: Automaton, slot: int, bit: int) -> int:
+        """Where the automaton is in the slot's text."""
     def stop(self, slot: int) -> tuple[int, int]:
         """The stop string completed last: its index, and the bytes from its start to the end of the text.
 

@@ -30,6 +30,7 @@ from wcse.models.load import (
     find_model,
     kv_dtype_on,
     load_model,
+    on_gpu,
     read_config,
     read_spec,
 )
@@ -72,7 +73,10 @@ class Models:
             WcseError: a model cannot be loaded.
         """
         device = recipe.device or "cpu"
-        formats = {"dtype": recipe.dtype or "auto", "kv_cache_dtype": recipe.kv_cache_dtype or "auto"}
+        formats: dict[str, Any] = {
+            "dtype": recipe.dtype or "auto",
+            "kv_cache_dtype": recipe.kv_cache_dtype or "auto",
+        }
         rows = recipe.batch_size or ROWS
         scored = any(part.scored for part in plan(recipe))
         policy_kv, prm_kv = kv_shares(recipe, scored=scored)
@@ -96,7 +100,7 @@ class Models:
 def kv_shares(recipe: Recipe, *, scored: bool) -> tuple[float, float]:
     """GiB for keys and values of policy and verifier: each what is given or the default; on a GPU what is free."""
     device = recipe.device or "cpu"
-    if recipe.kv_memory_gb or torch.device(device).type != "cuda":
+    if recipe.kv_memory_gb or not on_gpu(device):
         return (recipe.kv_memory_gb or KV_GIB,) * 2
     fit = fit_of(recipe, scored=scored)
     shares = [fit.kv_of(model) / 2**30 for model in fit.models]

@@ -13,7 +13,7 @@ from wcse import _core
 from wcse.kernels.reference import PAGE
 from wcse.kernels.scaled import FP8, ScaledPages
 from wcse.kernels.triton import advance as advancing
-from wcse.kernels.triton import attention, rows, sampler, score, work
+from wcse.kernels.triton import attention, prompt, rows, sampler, score, work
 from wcse.types import WcseError
 
 if TYPE_CHECKING:
@@ -90,6 +90,9 @@ def tree_attention(
         raise WcseError(
             f"the plan reads page {plan.last_page} but the pools have {n_pages}; pass the pools of its tree"
         )
+    path = plan.path() if isinstance(plan, work.DevicePlan) and not (softcap or window or scales) else None
+    if path is not None:
+        return prompt.attend_path(q, k_pages, v_pages, path, scale=scale)
     return attention.tree_attention(
         q,
         k_pages,

@@ -7,12 +7,14 @@ tiles and assumed device rates; knows nothing of kernels' code.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wcse import _core
+from wcse.kernels.triton.prompt import LEAST, path_slots
 
 TILE_M = (16, 32, 64, 128)
 """Rows of the score matrix of one tile; a row is a tree row times a query head of the group."""
@@ -102,6 +104,7 @@ class DevicePlan:
     tile_rows: int | None = None
     ahead: np.ndarray | None = None
     _lists: dict[int, DeviceList] = field(default_factory=dict)
+    _path: Tensor | Literal[False] | None = False  # False: not looked for yet
 
     @property
     def last_page(self) -> int:
@@ -112,6 +115,14 @@ class DevicePlan:
     @property
     def n_rows(self) -> int:
         return self.plan.n_rows
+
+    def path(self) -> Tensor | None:
+        """Slots int64 [tokens] of the one path that all rows are on, if they are many and on one; see ``prompt``."""
+        if self._path is False:
+            slots = path_slots(self.plan) if self.n_rows >= LEAST else None
+            self._path = None if slots is None else torch.from_numpy(slots).to(self.device, non_blocking=True)
+        assert self._path is not False
+        return self._path
 
     def list(self, window: int) -> DeviceList:
         """The work list for this window; made and uploaded when it is asked for first."""

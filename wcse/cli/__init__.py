@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wcse.cli import audit, experiment, optimal, plan, plot, prm, serve, solve, synth, train
+from wcse.cli import audit, bench, experiment, optimal, plan, plot, prm, serve, solve, synth, train
 from wcse.cli import eval as evaluation
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
@@ -29,9 +29,11 @@ COMMANDS: tuple[Command, ...] = (
     *experiment.COMMANDS,
     *audit.COMMANDS,
     *prm.COMMANDS,
+    *bench.COMMANDS,
 )
 
 GROUPS: dict[str, str] = {
+    "bench": "measurements that need a clone",
     "prm": "process reward models by themselves",
     "experiment": "studies that run end to end and print their tables",
 }

@@ -82,9 +82,7 @@ class DeviceLoop:
         tile_rows: tree rows that share a tile of attention; None chooses. 1 reads each sequence by itself.
     """
 
-    def __init__(
-        self, decoder: Decoder, pool: KVPool, *, tokens: int, tile_rows: int | None = None
-    ) -> None:
+    def __init__(self, decoder: Decoder, pool: KVPool, *, tokens: int, tile_rows: int | None = None) -> None:
         self.decoder = decoder
         self.pool = pool
         self.tokens = tokens

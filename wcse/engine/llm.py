@@ -346,7 +346,11 @@ def kv_gib(model: LoadedModel, *, rows: int) -> float:
     decoder = model.decoder
     if decoder.device.type != "cuda":
         return KV_GIB
-    kinds = {"dtype": decoder.dtype, "kv_dtype": decoder.kv_dtype, "quantization": decoder.quantization}
+    kinds: dict[str, Any] = {
+        "dtype": decoder.dtype,
+        "kv_dtype": decoder.kv_dtype,
+        "quantization": decoder.quantization,
+    }
     need = footprint(model.spec, role="model", name=model.name, rows=rows + FILL_TOKENS, **kinds)
     fit = plan_memory(str(decoder.device), (replace(need, weights=0),), kv_gib=None)
     return fit.kv / 2**30

@@ -144,7 +144,7 @@ def dtype_on(device: str, dtype: str, *, present: bool = True) -> torch.dtype:
         if dtype not in ("auto", "float32"):
             raise WcseError(f"dtype={dtype!r} is not supported on the CPU; use 'float32'")
         return torch.float32
-    if torch.device(device).type != "cuda":
+    if not on_gpu(device):
         raise WcseError(f"device={device!r} is not supported; use 'cpu' or 'cuda'")
     if present and not torch.cuda.is_available():
         raise WcseError(f"device={device!r}: torch {torch.__version__} finds no CUDA device; use 'cpu'")
@@ -153,6 +153,14 @@ def dtype_on(device: str, dtype: str, *, present: bool = True) -> torch.dtype:
     if dtype != "auto" and dtype not in _DTYPES:
         raise WcseError(f"dtype={dtype!r} is unknown; use 'auto', {', '.join(map(repr, _DTYPES))}")
     return _DTYPES["bfloat16" if dtype == "auto" else dtype]
+
+
+def on_gpu(device: str) -> bool:
+    """Whether it names a CUDA device."""
+    try:
+        return torch.device(device).type == "cuda"
+    except RuntimeError:  # no device that torch knows
+        return False
 
 
 def kv_dtype_on(device: str, dtype: torch.dtype, kv_cache_dtype: str) -> torch.dtype:

@@ -1,0 +1,68 @@
+"""What fits in memory: the sums of ``wcse plan`` are what models take when they are loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from wcse import zoo
+from wcse.cli import main
+from wcse.engine.fit import Fit, Footprint, footprint, plan_memory
+from wcse.models.kv_pool import KVPool
+from wcse.models.load import load_model, read_spec
+
+F32 = torch.float32
+
+
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+def test_weights_are_those_of_the_loaded_model(quantization: Any) -> None:
+    spec, path = read_spec("tiny-wc")
+    assert str(path) == str(zoo.path("tiny-wc"))
+    kinds = {"dtype": F32, "kv_dtype": F32, "quantization": quantization}
+    found = footprint(spec, role="policy", name="tiny-wc", rows=1, **kinds)
+    loaded = load_model("tiny-wc", quantization=quantization).decoder
+    assert found.weights == pytest.approx(loaded.weight_bytes, rel=0.03)
+    assert found.page == KVPool.page_bytes(spec) == loaded.pool(1).bytes_per_page
+
+
+def test_a_fit_counts_pages_and_solutions() -> None:
+    models = (Footprint("policy", "a", 100, 10, 8), Footprint("prm", "b", 200, 20, 24))
+    fit = Fit("cpu", total=10_000, free=5_000, kv=3_200, models=models)
+    assert (fit.pages, fit.kv_of(models[0]), fit.kv_of(models[1])) == (100, 800, 2400)
+    assert fit.fits and not Fit("cpu", 10_000, 3_000, 3_200, models).fits
+    # 2 pages of prompt and 4 x 3 of solutions: seven problems; two pages are left.
+    assert fit.solutions(20, 40, each=4) == 28
+    assert Fit("cpu", 0, 0, 32 * 6, models).solutions(20, 40, each=4) == 1
+    assert plan_memory("cpu", models, kv_gib=0.5).kv == 2**29
+
+
+def test_plan_prints_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--policy", "tiny-wc", "--prm", "tiny-wc-prm", "--kv-memory-gb", "0.25"]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "policy tiny-wc",
+        "prm tiny-wc-prm",
+        "prm's reference tiny-wc",
+        "0.25 GiB",
+        "pages of 16 tokens",
+    ):
+        assert part in shown
+    assert main(["plan", "--policy", "tiny-wc", "--kv-memory-gb", "1000000"]) == 1
+    assert "It does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt-tokens", "0"], "prompt_tokens=0: give a positive number"),
+        (["--device", "tpu"], "device='tpu'"),
+        (["--kv-cache-dtype", "fp8"], "kv_cache_dtype='fp8' needs a GPU"),
+        (["--dtype", "bfloat16"], "dtype='bfloat16' is not supported on the CPU"),
+        (["--quantization", "int3"], "quantization='int3'"),
+    ],
+)
+def test_plan_refuses(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--policy", "tiny-wc", *options]) == 2
+    assert message in capsys.readouterr().err
