@@ -16,7 +16,8 @@ from timing import alternate
 
 from wcse import _core
 from wcse.kernels import ops
-from wcse.models.decoder import Batch, Decoder, KVPool
+from wcse.models.decoder import Batch, Decoder
+from wcse.models.kv_pool import KVPool
 from wcse.models.spec import spec_from_hf
 from wcse.models.weights import Weights
 

@@ -27,7 +27,8 @@ from wcse.engine.outputs import (
 from wcse.engine.params import SamplingParams
 from wcse.engine.pooling import POOLING_TASKS, pool, similarity
 from wcse.engine.reader import Reading
-from wcse.models.decoder import Decoder, KVPool
+from wcse.models.decoder import Decoder
+from wcse.models.kv_pool import KVPool
 from wcse.models.load import LoadedModel, load_model, read_config
 from wcse.models.weights import Weights, canonical_names
 from wcse.prompts import render_chat, render_text
