@@ -244,6 +244,7 @@ def tree_attention(
     scale: float,
     softcap: float,
     window: int,
+    half: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -295,6 +296,7 @@ def rope_write_kv(
     n_pages: int,
     eps: float,
     norm_offset: float,
+    half: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -364,6 +366,7 @@ class Forward:
         k_pages: int,
         v_pages: int,
         n_pages: int,
+        half: bool,
         out_rows: int,
         n_out: int,
         out: int,

@@ -47,7 +47,8 @@ struct StepArgs {
     int64_t rows;
     const int32_t *positions, *slots;
     std::vector<RopeTable> ropes;
-    float *k_pages, *v_pages;  // [layers][n_pages]..., see TreeAttention
+    char *k_pages, *v_pages;  // [layers][n_pages]..., see TreeAttention
+    bool half;  // pages are float16
     int64_t n_pages;
     const int64_t* out_rows;  // rows whose final hidden state is wanted, in this order
     int64_t n_out;

@@ -15,11 +15,10 @@ from torch import Tensor
 from wcse import _core
 from wcse.kernels.copies import take_rows
 from wcse.kernels.ops.attention import rope_write_kv, tree_attention
-from wcse.kernels.ops.common import F32, I32, Backend, address, check, pick
+from wcse.kernels.ops.common import F32, I32, Backend, address, check, check_pages, pick
 from wcse.kernels.ops.linear import Linear, linear, packed_weight
 from wcse.kernels.ops.rows import Activation, add_rms_norm, gated_act, rms_norm
 from wcse.kernels.ops.scoring import native_layer
-from wcse.kernels.reference import PAGE
 from wcse.types import WcseError
 
 if TYPE_CHECKING:
@@ -155,7 +154,8 @@ def decoder_layers(
         positions, slots: int32 [T]; see ``rope_write_kv``.
         plan: of this step; see ``tree_attention``.
         ropes: cosines and sines [Pmax, d / 2]; ``Layer.rope`` says which a layer takes.
-        k_pages, v_pages: pools [layers, P, Hkv, d, 16] and [layers, P, Hkv, 16, d], written in place.
+        k_pages, v_pages: pools [layers, P, Hkv, d, 16] and [layers, P, Hkv, 16, d], written in place; of float32 or
+            float16 for the native code.
         out_rows: int64 [O], the rows whose result is wanted, in this order.
 
     Returns:
@@ -179,8 +179,7 @@ def decoder_layers(
     check("x", x, F32, (rows, shape.dim))
     check("positions", positions, I32, (rows,))
     check("slots", slots, I32, (rows,))
-    check("k_pages", k_pages, F32, (*pages, shape.head_dim, PAGE))
-    check("v_pages", v_pages, F32, (*pages, PAGE, shape.head_dim))
+    half = check_pages(k_pages, v_pages, pages, shape.head_dim)
     check("out_rows", out_rows, torch.int64, (len(out_rows),))
     for cos, sin in ropes:
         check("cos", cos, F32, (len(cos), shape.head_dim // 2))
@@ -199,6 +198,7 @@ def decoder_layers(
             k_pages.data_ptr(),
             v_pages.data_ptr(),
             pages[1],
+            half,
             out_rows.data_ptr(),
             len(out_rows),
             out.data_ptr(),

@@ -53,6 +53,7 @@ class Decoder:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         quantization: Quantization | None = None,
+        kv_dtype: torch.dtype | None = None,
     ) -> None:
         """Read and pack the weights, one layer at a time.
 
@@ -65,6 +66,8 @@ class Decoder:
             quantization: how matrices are kept in memory. None: float32. "int8" and "int4": quantised while they
                 are read, as in ``ops.pack_linear``; with "int4" the embedding and the output matrix have 8 bits,
                 for they cost most accuracy. "gguf": in the codes of the file, which gives the bits of None.
+            kv_dtype: of keys and values; None takes float32 on the CPU, which also knows float16, and ``dtype``
+                elsewhere.
 
         Raises:
             WcseError: a tensor is missing or has another shape than the spec says.
@@ -77,6 +80,9 @@ class Decoder:
         if self.dense and quantization is not None:
             raise WcseError(f"quantization={quantization!r} is for the CPU; leave it out on {self.device}")
         self.quantization = quantization
+        self.kv_dtype = kv_dtype or self.dtype
+        if self.kv_dtype not in ((self.dtype,) if self.dense else (torch.float32, torch.float16)):
+            raise WcseError(f"keys and values in {kv_dtype} are not supported on {self.device}")
         self._head: ops.Linear | None = None
         if lm_head:
             name = "embed_tokens" if spec.tied else "lm_head"
@@ -106,7 +112,7 @@ class Decoder:
 
     def pool(self, num_pages: int) -> KVPool:
         """Keys and values for this decoder."""
-        return KVPool(self.spec, num_pages, device=self.device if self.dense else None, dtype=self.dtype)
+        return KVPool(self.spec, num_pages, device=self.device if self.dense else None, dtype=self.kv_dtype)
 
     @property
     def rope_rows(self) -> int:
