@@ -133,23 +133,11 @@ def _handed_over(layer: Layer, shape: Shape) -> _core.LayerArgs:
     )
 
 
-def decoder_layers(
-    stack: Stack,
-    x: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    plan: _core.Plan | DevicePlan,
-    ropes: Sequence[tuple[Tensor, Tensor]],
-    k_pages: Tensor,
-    v_pages: Tensor,
-    out_rows: Tensor,
-    *,
-    backend: Backend = "auto",
-) -> Tensor:
-    """Run rows through all layers and write their keys and values.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step brings to the layers.
 
     Args:
-        stack: the layers.
         x: [T, dim], what the first layer gets; overwritten.
         positions, slots: int32 [T]; see ``rope_write_kv``.
         plan: of this step; see ``tree_attention``.
@@ -157,6 +145,20 @@ def decoder_layers(
         k_pages, v_pages: pools [layers, P, Hkv, d, 16] and [layers, P, Hkv, 16, d], written in place; of float32 or
             float16 for the native code.
         out_rows: int64 [O], the rows whose result is wanted, in this order.
+    """
+
+    x: Tensor
+    positions: Tensor
+    slots: Tensor
+    plan: _core.Plan | DevicePlan
+    ropes: Sequence[tuple[Tensor, Tensor]]
+    k_pages: Tensor
+    v_pages: Tensor
+    out_rows: Tensor
+
+
+def decoder_layers(stack: Stack, step: Step, *, backend: Backend = "auto") -> Tensor:
+    """Run rows through all layers and write their keys and values.
 
     Returns:
         [O, dim] after the final norm. The native call gives the bits of ``layers_by_ops``.
@@ -164,43 +166,25 @@ def decoder_layers(
     Raises:
         WcseError: a tensor does not fit, or a position, slot, page or row is out of range.
     """
-    if pick(backend, x) != "cpp" or not isinstance(plan, _core.Plan):
-        return layers_by_ops(
-            stack, x, positions, slots, plan, ropes, k_pages, v_pages, out_rows, backend=backend
-        )
-    shape, rows = stack.shape, x.shape[0]
-    if rows != plan.n_rows:
-        raise WcseError(f"x has {rows} rows but the plan has {plan.n_rows}; pass the plan of this step")
-    if shape.head_dim % 8 or not 8 <= shape.head_dim <= 256:
-        raise WcseError(
-            f"the head size is {shape.head_dim}; the native kernel takes multiples of 8 up to 256"
-        )
-    pages = (len(stack.layers), k_pages.shape[1], shape.n_kv_heads)
-    check("x", x, F32, (rows, shape.dim))
-    check("positions", positions, I32, (rows,))
-    check("slots", slots, I32, (rows,))
-    half = check_pages(k_pages, v_pages, pages, shape.head_dim)
-    check("out_rows", out_rows, torch.int64, (len(out_rows),))
-    for cos, sin in ropes:
-        check("cos", cos, F32, (len(cos), shape.head_dim // 2))
-        check("sin", sin, F32, tuple(cos.shape))
-    if max(layer.rope for layer in stack.layers) >= len(ropes):
-        raise WcseError(f"the step has {len(ropes)} rotary tables, the layers take more")
-    out = torch.empty((len(out_rows), shape.dim))
+    if pick(backend, step.x) != "cpp" or not isinstance(step.plan, _core.Plan):
+        return layers_by_ops(stack, step, backend=backend)
+    half = _check_step(stack, step)
+    rows, n_out = len(step.x), len(step.out_rows)
+    out = torch.empty((n_out, stack.shape.dim))
     try:
         stack.native().forward(
-            plan,
-            x.data_ptr(),
+            step.plan,
+            step.x.data_ptr(),
             rows,
-            positions.data_ptr(),
-            slots.data_ptr(),
-            [(cos.data_ptr(), sin.data_ptr(), len(cos)) for cos, sin in ropes],
-            k_pages.data_ptr(),
-            v_pages.data_ptr(),
-            pages[1],
+            step.positions.data_ptr(),
+            step.slots.data_ptr(),
+            [(cos.data_ptr(), sin.data_ptr(), len(cos)) for cos, sin in step.ropes],
+            step.k_pages.data_ptr(),
+            step.v_pages.data_ptr(),
+            step.k_pages.shape[1],
             half,
-            out_rows.data_ptr(),
-            len(out_rows),
+            step.out_rows.data_ptr(),
+            n_out,
             out.data_ptr(),
             torch.get_num_threads(),
         )
@@ -209,29 +193,35 @@ def decoder_layers(
     return out
 
 
-def layers_by_ops(
-    stack: Stack,
-    x: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    plan: _core.Plan | DevicePlan,
-    ropes: Sequence[tuple[Tensor, Tensor]],
-    k_pages: Tensor,
-    v_pages: Tensor,
-    out_rows: Tensor,
-    *,
-    backend: Backend = "auto",
-) -> Tensor:
+def _check_step(stack: Stack, step: Step) -> bool:
+    """Refuse what the native code cannot take; whether the pools hold float16."""
+    shape, rows, d = stack.shape, step.x.shape[0], stack.shape.head_dim
+    if rows != step.plan.n_rows:
+        raise WcseError(f"x has {rows} rows but the plan has {step.plan.n_rows}; pass the plan of this step")
+    if d % 8 or not 8 <= d <= 256:
+        raise WcseError(f"the head size is {d}; the native kernel takes multiples of 8 up to 256")
+    check("x", step.x, F32, (rows, shape.dim))
+    check("positions", step.positions, I32, (rows,))
+    check("slots", step.slots, I32, (rows,))
+    check("out_rows", step.out_rows, torch.int64, (len(step.out_rows),))
+    for cos, sin in step.ropes:
+        check("cos", cos, F32, (len(cos), d // 2))
+        check("sin", sin, F32, tuple(cos.shape))
+    if max(layer.rope for layer in stack.layers) >= len(step.ropes):
+        raise WcseError(f"the step has {len(step.ropes)} rotary tables, the layers take more")
+    pages = (len(stack.layers), step.k_pages.shape[1], shape.n_kv_heads)
+    return check_pages(step.k_pages, step.v_pages, pages, d)
+
+
+def layers_by_ops(stack: Stack, step: Step, *, backend: Backend = "auto") -> Tensor:
     """``decoder_layers`` by the ops of the single parts: what it means, and how other backends run it."""
-    parts = _Parts(stack.shape, backend)
+    parts, x = _Parts(stack.shape, backend), step.x
     normed = parts.norm(x, stack.layers[0].attn_norm)
     for index, layer in enumerate(stack.layers):
-        attended = parts.attend(
-            normed, layer, positions, slots, plan, ropes[layer.rope], k_pages[index], v_pages[index]
-        )
+        attended = parts.attend(normed, layer, step, index)
         last = index + 1 == len(stack.layers)
         if last:  # after the last attention only the rows that were asked for matter
-            x, attended = take_rows(x, out_rows), take_rows(attended, out_rows)
+            x, attended = take_rows(x, step.out_rows), take_rows(attended, step.out_rows)
         next_norm = stack.final_norm if last else stack.layers[index + 1].attn_norm
         normed = parts.feed_forward(x, attended, layer, next_norm)
     return normed
@@ -244,24 +234,14 @@ class _Parts:
     shape: Shape
     backend: Backend
 
-    def attend(
-        self,
-        normed: Tensor,
-        layer: Layer,
-        positions: Tensor,
-        slots: Tensor,
-        plan: _core.Plan | DevicePlan,
-        rope: tuple[Tensor, Tensor],
-        k: Tensor,
-        v: Tensor,
-    ) -> Tensor:
+    def attend(self, normed: Tensor, layer: Layer, step: Step, index: int) -> Tensor:
         """Attention of one layer before its output projection, [T, heads * head_dim]."""
-        shape = self.shape
+        shape, k, v = self.shape, step.k_pages[index], step.v_pages[index]
         queries = rope_write_kv(
             linear(normed, layer.qkv, bias=layer.qkv_bias, backend=self.backend),
-            positions,
-            slots,
-            *rope,
+            step.positions,
+            step.slots,
+            *step.ropes[layer.rope],
             k,
             v,
             n_heads=shape.n_heads,
@@ -276,7 +256,7 @@ class _Parts:
             queries,
             k,
             v,
-            plan,
+            step.plan,
             scale=shape.scale,
             softcap=shape.softcap,
             window=layer.window,

@@ -46,10 +46,12 @@ class Case:
         for table in self.decoder._ropes:
             table.grow(128)
 
-    def run(self, function: Any = ops.decoder_layers, **changed: Any) -> Tensor:
+    def run(
+        self, function: Any = ops.decoder_layers, *, backend: ops.Backend = "auto", **changed: Any
+    ) -> Tensor:
         """Results, and all keys and values that were written, as one row of numbers."""
         pool = KVPool(self.decoder.spec, PAGES)
-        arguments = {
+        arguments: dict[str, Any] = {
             "x": self.x.clone(),
             "positions": self.positions,
             "slots": self.slots,
@@ -59,7 +61,7 @@ class Case:
             "v_pages": pool.v,
             "out_rows": self.out_rows,
         }
-        out = function(self.decoder._stack, **(arguments | changed))
+        out = function(self.decoder._stack, ops.Step(**(arguments | changed)), backend=backend)
         return torch.cat([part.flatten() for part in (out, pool.k, pool.v)])
 
 

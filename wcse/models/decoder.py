@@ -217,18 +217,17 @@ class Decoder:
         """
         if not self.dense:
             self._grow_ropes(batch.positions)
-        return ops.decoder_layers(
-            self._stack,
-            self.embed(batch.tokens),
-            batch.positions,
-            batch.slots,
-            batch.plan,
-            [(table.cos, table.sin) for table in self._ropes],
-            kv.k,
-            kv.v,
-            batch.out_rows,
-            backend=self.backend,
+        step = ops.Step(
+            x=self.embed(batch.tokens),
+            positions=batch.positions,
+            slots=batch.slots,
+            plan=batch.plan,
+            ropes=[(table.cos, table.sin) for table in self._ropes],
+            k_pages=kv.k,
+            v_pages=kv.v,
+            out_rows=batch.out_rows,
         )
+        return ops.decoder_layers(self._stack, step, backend=self.backend)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first layer gets for token ids int64 [T]: [T, dim], scaled where the model asks.
