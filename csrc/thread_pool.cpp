@@ -24,11 +24,11 @@ namespace {
 constexpr int kMaxThreads = 1024;
 
 // A worker that keeps a loop waiting this long, and this many times as long as a chunk takes, has lost its core to
-// another process. The loops of the time that follows, so many times as long, do without workers: what the core would
-// give is less than what waiting for it costs.
+// another process. For as long as that lasted the loops that follow do without workers; twice as long each time that it
+// happens again soon: what the core would give is then less than what waiting for it costs.
 using Clock = std::chrono::steady_clock;
 constexpr Clock::duration kStall = std::chrono::milliseconds(1), kMostRest = std::chrono::milliseconds(100);
-constexpr int kStallChunks = 4, kRest = 6;
+constexpr int kStallChunks = 4, kMostRests = 8, kSoon = 4;
 
 struct alignas(64) Share {
     std::atomic<int64_t> next{0};
@@ -88,7 +88,9 @@ private:
         while (inside()) std::this_thread::yield();
         const Clock::time_point now = Clock::now();
         const Clock::duration waited = now - start;
-        if (waited > kStall && waited > kStallChunks * chunk) alone_until_ = now + std::min(kRest * waited, kMostRest);
+        if (waited <= kStall || waited <= kStallChunks * chunk) return;
+        rests_ = start - alone_until_ < kSoon * waited ? std::min(2 * rests_, kMostRests) : 1;
+        alone_until_ = now + std::min(rests_ * waited, kMostRest);
     }
 
     void next_epoch(uint64_t open) {
@@ -182,6 +184,7 @@ private:
     std::atomic<bool> stop_{false};
     std::atomic<int> sleepers_{0};
     Clock::time_point alone_until_{};
+    int rests_ = 1;
 #ifdef __linux__
     cpu_set_t worker_cores_;
     bool placed_ = false;
