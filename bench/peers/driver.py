@@ -259,6 +259,8 @@ class Campaign:
             return Turn(*label, failed=reason)
         if done["cut_off"]:
             seat.cut.add((cell.workload, cell.n, mode))
+            if not done["tokens"]:
+                return Turn(*label, cut_off=True, failed=f"wrote nothing within {task.limit:.0f} s")
         elif done["tokens"] != cell.tokens(self.shape):
             return Turn(*label, failed=f"wrote {done['tokens']} tokens of {cell.tokens(self.shape)}")
         names = ("tokens", "seconds", "cpu_seconds", "peak_rss", "extra", "cut_off")
