@@ -115,7 +115,7 @@ def open_model(path: Path) -> Any:
         RuntimeError: the file cannot be loaded.
     """
     params = llama.llama_model_default_params()
-    params.use_mmap = False  # its memory is its own, as that of the other sides is
+    params.load_mode = llama.LLAMA_LOAD_MODE_NONE  # its memory is its own, as that of the other sides is
     model = llama.llama_model_load_from_file(str(path).encode(), params)
     if model is None:
         raise RuntimeError(f"llama.cpp does not load {path}")

@@ -48,7 +48,7 @@ def llama(model: dict[str, str], precision: str, threads: int, port: int) -> Lau
     source = Path(model["path"])
     path = source if precision == "file" else quantised(source, Path(model["cache"]), precision, threads)
     options = (
-        f"-t {threads} -tb {threads} -np {SLOTS} -c {SLOTS * CONTEXT} --no-kv-unified --cache-ram 0 --no-mmap"
+        f"-t {threads} -tb {threads} -np {SLOTS} -c {SLOTS * CONTEXT} --no-kv-unified --cache-ram 0 -lm none"
     )
     command = [_llama_server(), "-m", str(path), "--port", str(port), *options.split(), "--no-ui", "-lv", "1"]
     return Launch(command, {"LD_LIBRARY_PATH": str(Path(command[0]).parents[1] / "lib")})
