@@ -265,18 +265,6 @@ def test_our_side_writes_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert main([*options.replace("--steps 3", "--steps 2").split(), str(tmp_path)]) == 2
 
 
-def test_our_server_answers_every_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.peers.__main__.CACHE", tmp_path / "cache")
-    options = (
-        "--model tiny-wc --sides wcse-serve,wcse --workloads s --n 4 --rounds 1 --threads 1 --prompt-tokens 40 "
-        "--new-tokens 6 --requests 2 --name served --out"
-    )
-    assert main([*options.split(), str(tmp_path)]) == 0
-    (served,) = json.loads((tmp_path / "served.json").read_text())["turns"]  # the engine alone serves nobody
-    assert (served["tokens"], served["extra"]["completions"]) == (48, 8.0)
-    assert served["cpu_seconds"] > 0 and served["peak_rss"] > 1 << 26
-
-
 def test_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in Path(report.__file__).parent.glob("*.toml"):
         assert all(block.cells and block.entries for block in read_plan(path))

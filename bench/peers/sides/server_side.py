@@ -233,9 +233,9 @@ def _llama_server() -> str:
     Raises:
         RuntimeError: it was built without.
     """
-    for file in distribution("llama-cpp-python").files or []:
-        if file.name == "llama-server":
-            return str(file.locate())
+    program = Path(str(distribution("llama-cpp-python").locate_file("bin/llama-server")))
+    if program.is_file():
+        return str(program)
     raise RuntimeError("llama-cpp-python was built without llama-server")
 
 
