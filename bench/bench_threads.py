@@ -70,6 +70,6 @@ def test_short_loops_after_a_pause(benchmark: Any) -> None:
         for _ in range(2 if benchmark.disabled else 10):
             time.sleep(0.012)
             for _ in range(60):
-                _core._testing.loop(24, 1, nested=2000)
+                _core._testing.loop(24, 1, nested=30_000)
 
     compare(benchmark, run)
