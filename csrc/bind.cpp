@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "arrays.h"
+#include "cpu/bind_forward.h"
 #include "cpu/bind_kernels.h"
 #include "kv_tree.h"
 #include "plan.h"
@@ -238,5 +239,6 @@ PYBIND11_MODULE(_core, m) {
     bind_text(m);
     bind_thread_pool(m);
     wcse::bind_kernels(m);
+    wcse::bind_forward(m);
     wcse::bind_testing(m);
 }

@@ -127,19 +127,24 @@ def rope_write_kv(
     q, k = (rope(part, cos[position], sin[position]) for part in (q, k))
     page, offset = slots.long() // PAGE, slots.long() % PAGE
     # A value that is not finite would reach every later reader of its page (0 x NaN = NaN).
-    k, v = torch.where(k.isfinite(), k, 0), torch.where(v.isfinite(), v, 0)
     if isinstance(k_pages, ScaledPages) and isinstance(v_pages, ScaledPages):
         for part, pages, stored in (
             (k, k_pages, k_pages.values.transpose(2, 3)),
             (v, v_pages, v_pages.values),
         ):
-            numbers, pages.scale[page, :, offset] = quantize_rows(part)
+            numbers, pages.scale[page, :, offset] = quantize_rows(torch.where(part.isfinite(), part, 0))
             stored.view(torch.uint8)[page, :, offset, :] = numbers.view(torch.uint8)
         return q.contiguous()
     assert isinstance(k_pages, Tensor) and isinstance(v_pages, Tensor)
-    k_pages[page, :, :, offset] = k.to(k_pages.dtype)
-    v_pages[page, :, offset, :] = v.to(v_pages.dtype)
+    k_pages[page, :, :, offset] = _storable(k, k_pages.dtype)
+    v_pages[page, :, offset, :] = _storable(v, v_pages.dtype)
     return q.contiguous()
+
+
+def _storable(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``; 0 where not finite, and the largest number where it is too large for that."""
+    most = torch.finfo(dtype).max
+    return torch.where(x.isfinite(), x, 0).clamp(-most, most).to(dtype)
 
 
 _MASK32 = 0xFFFFFFFF

@@ -96,12 +96,12 @@ class Recipe(Options):
         None,
         "the policy's weights in memory: int8, int4, gguf (as the file has them), fp8 (GPU); none is those of dtype",
     )
+    kv_cache_dtype: Literal["auto", "float16", "fp8"] | None = _changes_results(
+        None, "keys and values: auto is as dtype, float16 takes half of float32's memory, fp8 is for a GPU"
+    )
     prm_quantization: Quantization | None = _changes_results(None, "the same for the verifier's weights")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = _changes_results(
         None, "weights and arithmetic; auto is float32 on a CPU, bfloat16 on a GPU"
-    )
-    kv_cache_dtype: Literal["auto", "fp8"] | None = _changes_results(
-        None, "keys and values: auto is dtype; fp8 is for a GPU"
     )
     problems: str = _changes_results(..., "the problems' specification", min_length=1)
     limit: int | None = _changes_results(None, "keep only the first problems", ge=1)

@@ -14,6 +14,7 @@ from wcse.kernels.dense import DenseLinear, Fp8Linear
 from wcse.kernels.ops.attention import device_plan, rope_write_kv, tree_attention
 from wcse.kernels.ops.common import Backend
 from wcse.kernels.ops.decoding import DecodeRows, advance, grow
+from wcse.kernels.ops.layers import Layer, Shape, Stack, Step, decoder_layers, layers_by_ops
 from wcse.kernels.ops.linear import Linear, linear
 from wcse.kernels.ops.rows import Activation, add_rms_norm, gated_act, rms_norm
 from wcse.kernels.ops.sampling import sample, token_logprobs
@@ -39,16 +40,22 @@ __all__ = [
     "DenseLinear",
     "Format",
     "Fp8Linear",
+    "Layer",
     "Linear",
     "PackedLinear",
     "QuantizedWeight",
     "ScaledPages",
+    "Shape",
+    "Stack",
+    "Step",
     "add_rms_norm",
     "advance",
+    "decoder_layers",
     "device_plan",
     "gated_act",
     "group_top_k",
     "grow",
+    "layers_by_ops",
     "linear",
     "pack_linear",
     "pack_quantized",

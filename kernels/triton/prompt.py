@@ -56,5 +56,3 @@ def attend_path(q: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, *, s
         enable_gqa=bias is None,
     )
     return out[0].transpose(0, 1).contiguous()
-
-

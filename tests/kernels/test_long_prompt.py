@@ -13,7 +13,9 @@ from wcse.kernels.triton import prompt, work
 CHAIN = [("a", None, 64), ("b", "a", 50), ("c", "b", 30)]
 
 
-@pytest.mark.parametrize("segments", [[("a", 64), ("b", 50), ("c", 30)], [("b", 7), ("c", 30)], [("c", 1)]], ids=str)
+@pytest.mark.parametrize(
+    "segments", [[("a", 64), ("b", 50), ("c", 30)], [("b", 7), ("c", 30)], [("c", 1)]], ids=str
+)
 @pytest.mark.parametrize("group", [1, 3])
 def test_attention_of_a_path(segments: list[tuple[str, int]], group: int) -> None:
     forest = grow(CHAIN, kv_heads=2, group=group, head_dim=16, poison=0.0)

@@ -18,7 +18,9 @@ def test_stored_trees_are_those_of_searches() -> None:
         grown = workload.grow()
         assert grown.plan.n_rows == len(workload.leaves) >= 64
         seen = sum(map(len, grown.slots))
-        assert seen > 2 * len({int(slot) for slots in grown.slots for slot in slots})  # there is much to share
+        assert seen > 2 * len(
+            {int(slot) for slots in grown.slots for slot in slots}
+        )  # there is much to share
 
 
 def test_export_states_every_sequence(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ _PLAN = (
     ("prm", {"metavar": "R", "help": "verifier: a model, or 'shared'"}),
     ("device", {"metavar": "D", "help": "cpu (default) or cuda"}),
     ("dtype", {"metavar": "T", "help": "auto, float32, bfloat16 or float16"}),
-    ("kv-cache-dtype", {"metavar": "T", "help": "auto or fp8"}),
+    ("kv-cache-dtype", {"metavar": "T", "help": "auto, float16; on a GPU fp8"}),
     ("quantization", {"metavar": "Q", "help": "int8, int4, gguf; on a GPU fp8"}),
     ("prm-quantization", {"metavar": "Q", "help": "the same for the verifier"}),
     ("n", {"type": int, "metavar": "N", "help": "solutions of a problem (default 4)"}),

@@ -71,7 +71,7 @@ _SERVE = (
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
     ("device", {"metavar": "D", "help": "cpu or cuda (default cpu)"}),
     ("dtype", {"metavar": "T", "help": "float32, bfloat16 or float16 (default: float32; bfloat16 on a GPU)"}),
-    ("kv-cache-dtype", {"metavar": "T", "help": "keys and values: auto, or fp8 on a GPU"}),
+    ("kv-cache-dtype", {"metavar": "T", "help": "keys and values: auto, float16; on a GPU fp8"}),
     ("quantization", {"metavar": "Q", "help": "policy weights: int8, int4, gguf, or fp8 on a GPU"}),
     ("host", {"metavar": "H", "help": "address to listen on (default 127.0.0.1; others need a key)"}),
     ("port", {"type": int, "metavar": "N", "help": "port (default 8000)"}),

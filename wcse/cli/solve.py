@@ -214,9 +214,15 @@ SOLVE_OPTIONS = (
             "help": "policy weights: int8, int4, gguf (as in the file), fp8 (GPU) (default: dtype)",
         },
     ),
+    (
+        "kv-cache-dtype",
+        {
+            "metavar": "D",
+            "help": "keys and values: float16 takes half of float32; fp8 on a GPU (default: dtype)",
+        },
+    ),
     ("prm-quantization", {"metavar": "Q", "help": "the same for the verifier's weights"}),
     ("dtype", {"metavar": "T", "help": "float32, bfloat16 or float16 (default: float32; bfloat16 on a GPU)"}),
-    ("kv-cache-dtype", {"metavar": "T", "help": "keys and values: auto, or fp8 on a GPU"}),
     ("problems", {"metavar": "SPEC", "help": "see below"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),
     (

@@ -52,7 +52,8 @@ class LLM:
         device: "cpu" or "cuda" (see docs/gpu.md).
         quantization: of the weights in memory: None (float32), "int8", "int4", or "gguf" (as the file has them); a
             model that is loaded already keeps its own. On a GPU "fp8".
-        kv_cache_dtype: "auto" (that of the weights) or, on a GPU, "fp8".
+        kv_cache_dtype: of keys and values: "auto" (that of the weights); "float16", which takes half the memory of
+            float32, on a CPU; "fp8" on a GPU.
         seed: of all random numbers; the same seed gives the same completions whatever the batch.
         max_num_seqs: most completions that decode at once.
         max_model_len: cap on prompt and completion together; the model's own limit where None.
@@ -80,9 +81,15 @@ class LLM:
         if isinstance(model, LoadedModel):
             if quantization is not None and quantization != model.decoder.quantization:
                 raise WcseError(f"quantization={quantization!r}: give it to load_model; this model is loaded")
+            if kv_cache_dtype != "auto":
+                raise WcseError(
+                    f"kv_cache_dtype={kv_cache_dtype!r}: give it to load_model; this model is loaded"
+                )
             loaded = model
         else:
-            loaded = _load(model, dtype, device, quantization, kv_cache_dtype)
+            loaded = _load(
+                model, dtype=dtype, device=device, quantization=quantization, kv_cache_dtype=kv_cache_dtype
+            )
         if max_model_len is not None:
             if not 2 <= max_model_len <= loaded.context:
                 raise WcseError(f"max_model_len={max_model_len}: give a number from 2 to {loaded.context}")
@@ -356,19 +363,11 @@ def kv_gib(model: LoadedModel, *, rows: int) -> float:
     return fit.kv / 2**30
 
 
-def _load(
-    model: str | Path, dtype: str, device: str, quantization: Quantization | None, kv_cache_dtype: str
-) -> LoadedModel:
+def _load(model: str | Path, **options: Any) -> LoadedModel:
     """A classifier needs no output matrix, and often has none."""
     kinds = read_config(model).get("architectures") or [""]
-    return load_model(
-        model,
-        dtype=dtype,
-        device=device,
-        lm_head=not str(kinds[0]).endswith(("ForTokenClassification", "ForSequenceClassification")),
-        quantization=quantization,
-        kv_cache_dtype=kv_cache_dtype,
-    )
+    generates = not str(kinds[0]).endswith(("ForTokenClassification", "ForSequenceClassification"))
+    return load_model(model, lm_head=generates, **options)
 
 
 def _as_list(prompts: PromptInput | Sequence[PromptInput]) -> list[PromptInput]:

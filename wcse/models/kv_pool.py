@@ -6,7 +6,6 @@ Knows nothing of who owns a page or of what is in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,15 @@ from wcse.models.spec import ModelSpec
 
 
 class KVPool:
-    """Keys and values of ``num_pages`` pages for every layer, zero-filled; float32 unless a device is given.
+    """Keys and values of ``num_pages`` pages for every layer, of zeros; on the CPU of float32 or float16.
 
     ``k`` is [layers, pages, kv heads, head_dim, 16] (transposed: a page of keys is one GEMM panel) and ``v`` is
     [layers, pages, kv heads, 16, head_dim]. With a ``device`` keys are stored as the values are, and ``k`` is a
     transposed view: what the Triton kernels read. With 8 bits (``ops.FP8``) both are lists of ``ops.ScaledPages``.
     """
 
-    k: Sequence[Any] | Tensor
-    v: Sequence[Any] | Tensor
+    k: Any
+    v: Any
 
     def __init__(
         self,
@@ -49,8 +48,8 @@ class KVPool:
             self.k = torch.zeros(shape, device=device, dtype=dtype).transpose(-1, -2)
             self.v = torch.zeros(shape, device=device, dtype=dtype)
             return
-        self.k = _lazy_zeros(*shape[:3], spec.head_dim, ops.PAGE)
-        self.v = _lazy_zeros(*shape)
+        self.k = _lazy_zeros(dtype, *shape[:3], spec.head_dim, ops.PAGE)
+        self.v = _lazy_zeros(dtype, *shape)
 
     @staticmethod
     def page_bytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> int:
@@ -59,9 +58,9 @@ class KVPool:
         return len(spec.layers) * 2 * spec.n_kv_heads * ops.PAGE * row
 
 
-def _lazy_zeros(*shape: int) -> Tensor:
-    """Float32 zeros on a cache-line boundary that take memory only where they are written to."""
-    count = math.prod(shape)
-    raw = np.zeros(count + 16, np.float32)
-    start = -raw.ctypes.data % 64 // 4
-    return torch.from_numpy(raw[start : start + count].reshape(shape))
+def _lazy_zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Zeros on a cache-line boundary that take memory only where they are written to."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return torch.from_numpy(raw[start : start + size]).view(dtype).view(shape)

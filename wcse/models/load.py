@@ -99,7 +99,8 @@ def load_model(
         device: "cpu" or "cuda".
         quantization: of the matrices in memory: None (float32), "int8", "int4", or "gguf" (as the GGUF file has
             them, exactly), all on the CPU with float32 arithmetic; "fp8" on a GPU. See ``Decoder``.
-        kv_cache_dtype: of keys and values: "auto" is that of the weights, "fp8" is for GPUs.
+        kv_cache_dtype: of keys and values: "auto" is that of the weights, "float16" takes half of float32's memory,
+            "fp8" is for GPUs.
 
     Raises:
         WcseError: the model cannot be found or read, or is of a kind that is not supported; the message says
@@ -165,13 +166,19 @@ def on_gpu(device: str) -> bool:
 
 def kv_dtype_on(device: str, dtype: torch.dtype, kv_cache_dtype: str) -> torch.dtype:
     """The dtype of keys and values beside weights of ``dtype``; refuses what cannot run."""
-    if kv_cache_dtype not in ("auto", "fp8"):
-        raise WcseError(f"kv_cache_dtype={kv_cache_dtype!r} is unknown; use 'auto' or 'fp8'")
+    if kv_cache_dtype not in ("auto", "float16", "fp8"):
+        raise WcseError(f"kv_cache_dtype={kv_cache_dtype!r} is unknown; use 'auto', 'float16' or 'fp8'")
     if kv_cache_dtype == "auto":
         return dtype
-    if device == "cpu":
-        raise WcseError("kv_cache_dtype='fp8' needs a GPU; use 'auto' on the CPU")
-    return torch.float8_e4m3fn
+    if kv_cache_dtype == "fp8":
+        if device == "cpu":
+            raise WcseError("kv_cache_dtype='fp8' needs a GPU; use 'auto' or 'float16' on the CPU")
+        return torch.float8_e4m3fn
+    if device != "cpu" and dtype is not torch.float16:
+        raise WcseError(
+            "kv_cache_dtype='float16': on a GPU keys and values are of the weights' dtype, or 'fp8'; use 'auto'"
+        )
+    return torch.float16
 
 
 def read_spec(path_or_name: str | Path) -> tuple[ModelSpec, Path]:
