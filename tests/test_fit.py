@@ -66,3 +66,9 @@ def test_plan_prints_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
 def test_plan_refuses(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--policy", "tiny-wc", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the suite would run")
+def test_parts_of_the_gpu_suite_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "kernels", "--parts", "rates"]) == 2
+    assert "parts='rates': torch" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def path_slots(plan: _core.Plan) -> np.ndarray | None:
 
 
 def attend_path(q: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor, *, scale: float) -> Tensor:
-    """Causal attention of q [T, Hq, d], the last T of the tokens at ``slots``. Pools as ``ops.tree_attention`` has them.
+    """Causal attention of q [T, Hq, d], the last T of the tokens at ``slots``. Pools as in ``ops``.
 
     Keys and values are gathered from their pages: one read and one write of each.
     """
