@@ -31,7 +31,7 @@ build() {
     for source in csrc/*.cpp csrc/cpu/*.cpp csrc/tests/bind_testing.cpp csrc/tests/kv_tree_fuzz.cpp; do
         extra=()
         case $source in
-        *avx2.cpp) extra=(-mavx2 -mfma) ;;
+        *avx2.cpp) extra=(-mavx2 -mfma -mf16c) ;;
         *avx512.cpp) extra=(-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512) ;;
         esac
         [[ ${#extra[@]} -eq 0 || $(uname -m) == x86_64 ]] || continue
