@@ -25,11 +25,12 @@ from wcse.flops import ModelCost
 from wcse.models.load import LoadedModel, find_model, load_model
 from wcse.optimal.policy_file import load_choices
 from wcse.progress import Progress
-from wcse.prompts import render_problem
+from wcse.prompts import render_problem, stop_strings
 from wcse.recipe import OWN, SHARED, Recipe
 from wcse.reward.load import load_verifier
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
+from wcse.shots import shots_path
 from wcse.types import Node, Problem, Search, WcseError
 
 ROWS = 256
@@ -114,7 +115,7 @@ def solve(
             driver = Driver(
                 engine,
                 scorer if part.scored else None,
-                params=_params(recipe),
+                params=_params(recipe, policy),
                 rule=StepRule(recipe.delimiter, recipe.max_step_tokens),
                 classify=lambda nodes: classify(nodes, judge),
                 on_step=meter.tell,
@@ -181,8 +182,9 @@ def _check_range(recipe: Recipe, part: _Pass, default_agg: str, bounded: bool) -
         )
 
 
-def _params(recipe: Recipe) -> SamplingParams:
+def _params(recipe: Recipe, policy: LoadedModel) -> SamplingParams:
     return SamplingParams(
+        stop=stop_strings(policy.tokenizer, recipe.shots),
         temperature=recipe.temperature,
         top_p=recipe.top_p,
         top_k=recipe.top_k,
@@ -213,13 +215,14 @@ def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:
 
 
 def fingerprint_models(recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of the recipe's models on this machine, keys "policy" and "prm".
+    """Fingerprints of the recipe's models and examples on this machine, keys "policy", "prm" and "few_shot".
 
     Raises:
         WcseError: one of them cannot be found.
     """
     names = {"policy": recipe.policy, "prm": recipe.prm}
-    return {
+    examples = {"few_shot": fingerprint_path(shots_path(recipe.few_shot))} if recipe.few_shot else {}
+    return examples | {
         field: fingerprint_path(find_model(name))
         for field, name in names.items()
         # A shared head lies in the policy's folder; a measure of the policy needs no file.
@@ -247,8 +250,9 @@ def _jobs(
     def search(root: Node) -> Search:
         return strategy.run(root, config)
 
+    shots = recipe.shots
     for problem in problems:
-        ids = render_problem(policy.tokenizer, problem.prompt, recipe.system_prompt)
+        ids = render_problem(policy.tokenizer, problem.prompt, recipe.system_prompt, shots)
         yield Job(problem.id, ids, problem.prompt, search, recipe.seed, charges())
 
 

@@ -252,6 +252,8 @@ SOLVE_OPTIONS = (
     ("agg-strategy", {"metavar": "A", "help": "last, min, prod or mean (default: the verifier's own)"}),
     ("seed", {"type": int, "metavar": "S", "help": "seed of all random numbers (default 42)"}),
     ("system-prompt", {"metavar": "TEXT", "help": "system turn before each problem"}),
+    ("few-shot", {"metavar": "SET", "help": "solved examples before it: a set's name or a JSONL file"}),
+    ("few-shot-k", {"type": int, "metavar": "K", "help": "only the first K examples"}),
     *RUNTIME,
 )
 _SAL = (

@@ -31,12 +31,20 @@ class Item:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.target)
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt + self.target
+
+
+Group = tuple[Item, ...]
+"""The items of one row, one a task."""
+
 
 @dataclass
 class Loaded:
     """Items ready to train on, those of one row together. ``left_out`` counts rows by reason."""
 
-    groups: list[tuple[Item, ...]] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     rows: int = 0
 
