@@ -5,6 +5,7 @@ Ray is large, so it is no part of the test environment: ``make test-ray`` instal
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ ray = pytest.importorskip("ray")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:  # workers inherit it
+        patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
@@ -68,7 +70,7 @@ def test_killed_actors_lose_and_double_nothing(cluster: None, tmp_path: Path) ->
     recipe = synth_runs.recipe(n=2, threads=1)
     does = {index: "kill once" for index in range(0, 30, 6)}
     todo = marked(30, does, tmp_path / "marks")
-    with RayPool(recipe, 2, "auto", make=Fragile, fingerprints={}) as pool:
+    with RayPool(recipe, 2, "auto", make=Fragile) as pool:
         rough = derive(tmp_path / "rough", recipe, todo, pool)
     assert len(list((tmp_path / "marks").iterdir())) >= 5  # that many actors died
     assert rough == derive(tmp_path / "calm", recipe, todo, synth_runs.FakeExecutor(recipe))
@@ -79,7 +81,7 @@ def test_killed_actors_lose_and_double_nothing(cluster: None, tmp_path: Path) ->
 def test_poison_and_hanging_problems_become_failures(cluster: None, tmp_path: Path) -> None:
     recipe = synth_runs.recipe(match="samples", n=1, threads=1, unit_seconds=5.0)
     todo = marked(8, {2: "kill", 5: "hang"}, tmp_path / "marks")
-    with RayPool(recipe, 2, "auto", make=Fragile, fingerprints={}) as pool:
+    with RayPool(recipe, 2, "auto", make=Fragile) as pool:
         derive(tmp_path / "run", recipe, todo, pool)
     records = list(read_synth(tmp_path / "run"))
     failed = {record.problem.id: record.failure for record in records if record.failure}
@@ -91,13 +93,13 @@ def test_poison_and_hanging_problems_become_failures(cluster: None, tmp_path: Pa
 def test_the_command_draws_what_this_process_draws(
     cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = ('{"problem": "Calculate %d + 4.", "answer": "%d"}\n' % (n, n + 4) for n in range(10, 16))
-    (tmp_path / "p.jsonl").write_text("".join(rows))
-    given = ["synth", f"--problems={tmp_path / 'p.jsonl'}", "--wc=tiny-wc", "--n=2", "--max-tokens=48"]
+    rows = ({"problem": f"Calculate {n} + 4.", "answer": str(n + 4)} for n in range(10, 16))
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["synth", f"--problems={tmp_path / 'p.jsonl'}", "--wc=tiny-wc", "--n=2"]
     digests = []
     for name, more in (("here", []), ("there", ["--ray=auto", "--workers=2"])):
         options = [f"--out={tmp_path / name}", "--wc-max-tokens=48", "--threads=1", "--quiet", *more]
-        assert cli.main([*given[:-1], *options]) == 0, capsys.readouterr().err
+        assert cli.main([*given, *options]) == 0, capsys.readouterr().err
         digests.append(capsys.readouterr().out.rsplit("digest ", 1)[1])
     assert digests[0] == digests[1]
 
@@ -113,4 +115,4 @@ def test_no_cluster_is_one_error(tmp_path: Path) -> None:
     if ray.is_initialized():
         ray.shutdown()
     with pytest.raises(WcseError, match=r"ray='127.0.0.1:1': no cluster there"):
-        RayPool(synth_runs.recipe(), 1, "127.0.0.1:1", fingerprints={})
+        RayPool(synth_runs.recipe(), 1, "127.0.0.1:1")

@@ -108,7 +108,8 @@ _PAPER: Arguments = (
     ("samples", {"type": int, "metavar": "K", "help": "samples per test problem for maj@k (default 8)"}),
     ("step-by-step", {"type": _flag, "metavar": "YES", "help": "also label against label and rationale"}),
     ("out", {"metavar": "DIR", "help": "directory of the experiment; the same command goes on there"}),
-    ("threads", {"type": int, "metavar": "T", "help": "CPU threads"}),
+    ("workers", {"type": int, "metavar": "W", "help": "processes that sample and train at once (default 1)"}),
+    ("threads", {"type": int, "metavar": "T", "help": "CPU threads of a worker"}),
     ("quiet", {"action": "store_true", "help": "no progress lines"}),
 )
 

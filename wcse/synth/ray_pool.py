@@ -11,9 +11,9 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from wcse.synth.generate import LocalExecutor, model_fingerprints
 from wcse.synth.pool import Died, Pool, Said, Worker
 from wcse.synth.recipe import SynthRecipe
 from wcse.synth.record import SynthRecord
@@ -41,13 +41,13 @@ class Seat:
     Args:
         recipe: as JSON values.
         fingerprints: of the caller's models; this node's must be the same.
-        make: an executor of a recipe.
+        make: an executor of a recipe; None is ``LocalExecutor``.
 
     Raises:
         WcseError: from the first batch: a model is missing here, or another one.
     """
 
-    def __init__(self, recipe: Mapping[str, Any], fingerprints: Mapping[str, str], make: Make) -> None:
+    def __init__(self, recipe: Mapping[str, Any], fingerprints: Mapping[str, str], make: Make | None) -> None:
         self._recipe = SynthRecipe.parse(recipe)
         self._fingerprints = dict(fingerprints)
         self._make = make
@@ -73,9 +73,17 @@ class Seat:
     def _ready(self) -> Executor:
         if self._executor is None:
             if self._fingerprints:
+                from wcse.synth.generate import model_fingerprints
+
                 _same_models(self._fingerprints, model_fingerprints(self._recipe))
-            self._executor = self._make(self._recipe)
+            self._executor = (self._make or _local)(self._recipe)
         return self._executor
+
+
+def _local(recipe: SynthRecipe) -> Executor:
+    from wcse.synth.generate import LocalExecutor  # heavy: an actor starts at once, and loads when it works
+
+    return LocalExecutor(recipe)
 
 
 def _same_models(wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
@@ -105,8 +113,8 @@ class RayPool(Pool[_Actor]):
         workers: int,
         address: str,
         *,
-        make: Make = LocalExecutor,
-        fingerprints: Mapping[str, str] | None = None,
+        make: Make | None = None,
+        fingerprints: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         try:
             import ray
@@ -121,9 +129,8 @@ class RayPool(Pool[_Actor]):
             recipe, workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // self._threads)
         )
         told = recipe.model_copy(update={"threads": self._threads}).model_dump(mode="json")
-        digests = model_fingerprints(recipe) if fingerprints is None else dict(fingerprints)
         actor = ray.remote(num_cpus=self._threads, max_restarts=0)(Seat)
-        self._make_actor = lambda: actor.remote(told, digests, make)
+        self._make_actor = lambda: actor.remote(told, dict(fingerprints), make)
 
     def close(self) -> None:
         super().close()

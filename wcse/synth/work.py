@@ -68,7 +68,7 @@ def executor_of(recipe: SynthRecipe) -> AbstractContextManager[Executor]:
     if recipe.ray is not None:
         from wcse.synth.ray_pool import RayPool
 
-        return RayPool(recipe, recipe.workers, recipe.ray)
+        return RayPool(recipe, recipe.workers, recipe.ray, fingerprints=model_fingerprints(recipe))
     if recipe.workers:
         return WorkerPool(recipe, recipe.workers)
     return nullcontext(LocalExecutor(recipe))
