@@ -85,7 +85,11 @@ def test_several_workers_score_what_one_does(options: dict[str, Any], tmp_path: 
         out = tmp_path / f"workers-{workers}"
         assert main(options | {"out": out, "workers": workers, "distil": student}) == 0
         results = json.loads((out / "results.json").read_text())
-        assert [row["setup"] for row in results["matrix"]] == ["distillation", "self-improvement", "weak-to-strong"]
+        assert [row["setup"] for row in results["matrix"]] == [
+            "distillation",
+            "self-improvement",
+            "weak-to-strong",
+        ]
         found.append(results["matrix"])
     assert found[0] == found[1]
 

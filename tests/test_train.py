@@ -77,7 +77,7 @@ def test_the_best_checkpoint_is_kept(student: Path, data: Path, monkeypatch: pyt
 
     monkeypatch.setattr("wcse.train.train.evaluate", scripted)
     problems = data.with_name("v.jsonl")
-    problems.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
+    problems.write_text('{"problem": "What is 20 + 1?", "answer": "21"}\n')
     result = train(config(student, data, max_steps=4, checkpoints=4, batch_size=4, validation=str(problems)))
     assert result.best == 1 and (result.folder / "model.safetensors").read_bytes() == seen[1]
     assert [look["step"] for look in result.checkpoints] == [1, 2, 3, 4]
@@ -135,7 +135,7 @@ def test_encoder_decoder_students_train(data: Path, tmp_path: Path) -> None:
     T5ForConditionalGeneration(settings).save_pretrained(folder)
     tiny_models.wrap(tiny_models.byte_level()).save_pretrained(folder)
     problems = tmp_path / "v.jsonl"
-    problems.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
+    problems.write_text('{"problem": "What is 20 + 1?", "answer": "21"}\n')
     reports: list[Any] = []
     options = {
         "objective": "step_by_step",
@@ -212,6 +212,11 @@ def test_mistakes_are_named(
             "the loss is not a number; lower learning_rate",
         ),
     ]
+    leak = tmp_path / "leak.jsonl"
+    leak.write_text(
+        '{"problem": "What is 1 + 1?", "answer": "2"}\n{"problem": "What is 70 + 1?", "answer": "71"}\n'
+    )
+    cases.append(({"data": data, "validation": leak}, "1 of its problems are in the training data"))
     for options, message in cases:
         given = {"model": student, "out": tmp_path / "out", "threads": 1} | options
         assert cli.main(["train", *(f"--{name}={value}" for name, value in given.items())]) == 2

@@ -116,7 +116,7 @@ class _Run:
         self._steps = total_steps(config, len(loaded.groups))
         looks = min(config.checkpoints, self._steps)
         self._marks = {round((i + 1) * self._steps / looks) for i in range(looks)}
-        self._problems = _validation(config)
+        self._problems = _validation(config, loaded)
         self._sums: dict[str, list[float]] = {}
         self._seen: list[dict[str, Any]] = []
         self._best: int | None = None
@@ -214,10 +214,18 @@ def seq2seq_accuracy(model: Any, tokenizer: Any, problems: list[Problem], prefix
     return right / len(problems)
 
 
-def _validation(config: TrainConfig) -> list[Problem]:
+def _validation(config: TrainConfig, loaded: Loaded) -> list[Problem]:
+    """The problems to select by; refused where training data has them too."""
     if config.validation is None:
         return []
-    return load_problems(config.validation, limit=config.validation_limit)
+    problems = load_problems(config.validation, limit=config.validation_limit)
+    shared = sum(problem.prompt.strip() in loaded.questions for problem in problems)
+    if shared:
+        raise WcseError(
+            f"validation={config.validation!r}: {shared} of its problems are in the training data; "
+            "use other seeds or splits"
+        )
+    return problems
 
 
 @contextmanager
