@@ -42,8 +42,8 @@ Group = tuple[Item, ...]
 
 @dataclass
 class Loaded:
-    """Items ready to train on, those of one row together. ``left_out`` counts rows by reason; ``questions`` are those of
-    the rows, to keep validation apart."""
+    """Items ready to train on, those of one row together. ``left_out`` counts rows by reason; ``questions`` is what
+    the rows ask, to keep validation apart."""
 
     groups: list[Group] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)

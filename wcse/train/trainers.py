@@ -6,6 +6,7 @@ Knows neither validation nor files. Optional packages are imported when a run ne
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -104,7 +105,6 @@ def _arguments(config: TrainConfig, steps: int, scratch: str) -> dict[str, Any]:
         "seed": config.seed,
         "use_cpu": not torch.cuda.is_available(),
         "bf16": False,  # students are fp32
-        "gradient_checkpointing": False,
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
         "save_strategy": "no",
@@ -133,11 +133,14 @@ def _sft_trainer(model: Any, tokenizer: Any, groups: Sequence[Group], options: d
     rows = [
         {"input_ids": item.ids, "labels": (*[IGNORED] * len(item.prompt), *item.target)} for (item,) in groups
     ]
+    options = options | {"gradient_checkpointing": False, "max_length": None}
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # transformers renames a field that TRL has on by default
+        arguments = SFTConfig(**options, dataset_kwargs={"skip_prepare_dataset": True})
     return Reporting(
-        model=model,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list(rows),
-        args=SFTConfig(**options, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
+        model=model, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), args=arguments
     )
 
 
