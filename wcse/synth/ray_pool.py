@@ -155,7 +155,7 @@ class RayPool(Pool[_Actor]):
             key, body = self._ray.get(next(worker.stream))
         except StopIteration:
             worker.stream = None
-            return Said(worker)
+            return Died(worker, "ended early") if self._list.busy(worker) else Said(worker)
         except self._ray.exceptions.RayActorError as error:
             worker.stream = None
             return Died(worker, type(error).__name__)

@@ -68,9 +68,10 @@ class WorkerPool(Pool[_Child]):
                 break  # a line cut by the worker's death
             key = message.get("key")
             self._inbox.put(Said(worker, (key[0], key[1]) if key else None, message.get("body")))
-        process.stdout.close()
-        process.wait()
-        self._inbox.put(Died(worker, f"exit code {process.returncode}"))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_GOODBYE_SECONDS)
+        code = process.returncode
+        self._inbox.put(Died(worker, "unreadable output" if code is None else f"exit code {code}"))
 
     def _give(self, worker: _Child, batch: Sequence[Task]) -> None:
         assert worker.process is not None

@@ -47,21 +47,21 @@ class PaperConfig(Options):
     )
     problems: str = Field("gsm_symbolic:size=300,seed=1000000", description="problems to sample on")
     validation: str = Field(
-        "gsm_symbolic:size=100,seed=20000000", description="problems that select checkpoints"
+        "gsm_symbolic:size=60,seed=20000000", description="problems that select checkpoints"
     )
     test: str = Field("gsm_symbolic:size=200,seed=30000000", description="problems of the final scores")
     match: str = Field("flops", description="what is equal between the samplers, as in wcse synth")
     wc_price: tuple[float, float] | None = Field(None, description="for the match 'money'")
     se_price: tuple[float, float] | None = Field(None, description="for the match 'money'")
     budgets: tuple[int, ...] = Field((1, 10), description="samples per problem of se", min_length=1)
-    steps: tuple[int, ...] = Field((60, 120), description="optimiser steps at each budget", min_length=1)
+    steps: tuple[int, ...] = Field((40, 80), description="optimiser steps at each budget", min_length=1)
     temperature: float = Field(0.8, description="of the samplers", gt=0, le=2)
     max_tokens: int = Field(256, description="most tokens of a solution", ge=1)
-    learning_rate: float = Field(1e-4, description="peak", gt=0)
-    batch_size: int = Field(16, description="rows of a step", ge=1)
-    checkpoints: int = Field(3, description="times that validation looks", ge=1)
+    learning_rate: float = Field(3e-4, description="peak", gt=0)
+    batch_size: int = Field(8, description="rows of a step", ge=1)
+    checkpoints: int = Field(2, description="times that validation looks", ge=1)
     seeds: int = Field(3, description="training runs of each cell", ge=1)
-    samples: int = Field(8, description="samples per test problem for maj@k; 0 draws none", ge=0)
+    samples: int = Field(4, description="samples per test problem for maj@k; 0 draws none", ge=0)
     step_by_step: bool = Field(True, description="also compare label-only with label and rationale")
 
     out: str = runtime_only(..., "directory of the experiment", min_length=1)
