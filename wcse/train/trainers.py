@@ -70,18 +70,12 @@ def run_trainer(
     from transformers import PrinterCallback
 
     steps = total_steps(config, len(groups))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     plain = config.objective == "sft" and not model.config.is_encoder_decoder
     with TemporaryDirectory(prefix="wcse-train-") as scratch:
         options = _arguments(config, steps, scratch)
         try:
-            trainer = _sft_trainer(model, tokenizer, groups, options) if plain else None
-            if trainer is None:
-                from transformers import TrainingArguments
-
-                from wcse.train.tasks import TaskTrainer
-
-                trainer = TaskTrainer(model, groups, TrainingArguments(**options), config, pad)
+            make = _sft_trainer if plain else _task_trainer
+            trainer = make(model, tokenizer, groups, config, options)
         except ImportError as error:
             raise WcseError(f"objective={config.objective} {_NEEDS} ({error})") from error
         trainer.remove_callback(PrinterCallback)
@@ -114,7 +108,20 @@ def _arguments(config: TrainConfig, steps: int, scratch: str) -> dict[str, Any]:
     }
 
 
-def _sft_trainer(model: Any, tokenizer: Any, groups: Sequence[Group], options: dict[str, Any]) -> Any:
+def _task_trainer(
+    model: Any, tokenizer: Any, groups: Sequence[Group], config: TrainConfig, options: dict[str, Any]
+) -> Any:
+    from transformers import TrainingArguments
+
+    from wcse.train.tasks import TaskTrainer
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return TaskTrainer(model, groups, TrainingArguments(**options), config, pad)
+
+
+def _sft_trainer(
+    model: Any, tokenizer: Any, groups: Sequence[Group], config: TrainConfig, options: dict[str, Any]
+) -> Any:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
