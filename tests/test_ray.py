@@ -20,7 +20,7 @@ import synth_runs
 
 from wcse import cli
 from wcse.synth.outputs import read_synth, write_synth
-from wcse.synth.ray_pool import RayPool, Seat
+from wcse.synth.ray_pool import RayPool
 from wcse.synth.run import OnRecord, Task, synthesize
 from wcse.types import WcseError
 
@@ -102,13 +102,6 @@ def test_the_command_draws_what_this_process_draws(
         assert cli.main([*given, *options]) == 0, capsys.readouterr().err
         digests.append(capsys.readouterr().out.rsplit("digest ", 1)[1])
     assert digests[0] == digests[1]
-
-
-def test_another_model_on_a_node_is_refused(cluster: None) -> None:
-    recipe = synth_runs.recipe(samplers={"wc": {"model": "tiny-wc"}})
-    seat = Seat(recipe.model_dump(mode="json"), {"samplers.wc.model": "ab" * 32}, synth_runs.FakeExecutor)
-    with pytest.raises(WcseError, match=r"samplers\.wc\.model: a worker's node has another model"):
-        list(seat.run([{"sampler": "wc", "block": 0, "n": 1, "problem": ["p", "q", "1", {}]}]))
 
 
 def test_no_cluster_is_one_error(tmp_path: Path) -> None:
