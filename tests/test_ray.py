@@ -79,7 +79,7 @@ def test_killed_actors_lose_and_double_nothing(cluster: None, tmp_path: Path) ->
 
 
 def test_poison_and_hanging_problems_become_failures(cluster: None, tmp_path: Path) -> None:
-    recipe = synth_runs.recipe(match="samples", n=1, threads=1, unit_seconds=5.0)
+    recipe = synth_runs.recipe(match="samples", n=1, threads=1, unit_seconds=10.0)
     todo = marked(8, {2: "kill", 5: "hang"}, tmp_path / "marks")
     with RayPool(recipe, 2, "auto", make=Fragile) as pool:
         derive(tmp_path / "run", recipe, todo, pool)

@@ -177,7 +177,7 @@ def _connect(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}
     try:
         ray.init(log_to_driver=False, logging_level="error", **options)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # Ray raises its own, the network's and plain ones
         raise WcseError(
             f"ray={address!r}: no cluster there: {' '.join(str(error).split())[:300]}; give --ray alone to start one "
             "on this machine, or the address of one that runs (ray start --head)"
