@@ -63,7 +63,8 @@ class Pool(ABC, Generic[W]):
         self._count = workers
         self._workers: list[W] = []
         self._list = WorkList(workers)
-        self._fruitless = 0
+        self._deaths = 0
+        self._worked = False
 
     @abstractmethod
     def _start(self) -> W:
@@ -132,7 +133,7 @@ class Pool(ABC, Generic[W]):
         worker.heard, worker.ready = time.monotonic(), True
         if said.key is None or said.body is None:
             return
-        self._fruitless = 0
+        self._worked = True
         if self._list.finish(worker, said.key, worker.heard) is not None:
             on_record(SynthRecord.from_json(said.key, said.body))
 
@@ -149,14 +150,13 @@ class Pool(ABC, Generic[W]):
         worker = died.worker
         self._workers.remove(worker)
         self._end(worker)
-        self._fruitless += 1
-        if self._fruitless > ATTEMPTS * max(4, self._count):
+        self._deaths += 1
+        if not self._worked and self._deaths > ATTEMPTS * max(4, self._count):
             raise WcseError(
-                f"workers={self._count}: the last {self._fruitless} workers ended without a result "
-                f"({died.reason}); run with workers=0 to see why"
+                f"workers={self._count}: {self._deaths} workers ended without a result ({died.reason}); "
+                "run with workers=0 to see why"
             )
         for lost in self._list.lose(worker):
-            self._fruitless = 0
             on_record(SynthRecord(*lost.task, failure=self._failure(lost, died)))
 
     def _failure(self, lost: GivenUp, died: Died[W]) -> Failure:
