@@ -197,7 +197,9 @@ def _tasks(count: int) -> list[dict[str, Any]]:
 def test_a_seat_streams_records_as_they_are_made() -> None:
     recipe = synth_runs.recipe(threads=1)
     seat = Seat(recipe.model_dump(mode="json"), {}, synth_runs.FakeExecutor)
-    found = dict(seat.run(_tasks(3)))
+    begun, *rows = seat.run(_tasks(3))
+    found = dict(row for row in rows if row is not None)
+    assert begun is None and len(found) == 3
     for name in ("p0", "p1", "p2"):
         problem = synth_runs.problem(int(name[1]))
         record = synth_runs.fake_record(recipe, Unit("wc", 0, name, 2), problem)

@@ -25,6 +25,8 @@ LOCAL = "local"
 """Address of a cluster that is started on this machine, for this run alone."""
 
 Make = Callable[[SynthRecipe], Executor]
+Row = tuple[tuple[str, str], dict[str, Any]]
+"""A record's key and content."""
 
 
 @dataclass(eq=False)
@@ -53,8 +55,9 @@ class Seat:
         self._make = make
         self._executor: Executor | None = None
 
-    def run(self, tasks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-        """The records of a batch, each as soon as it is made."""
+    def run(self, tasks: Sequence[Mapping[str, Any]]) -> Iterator[Row | None]:
+        """None, for it has begun; then the records of a batch, each as soon as it is made."""
+        yield None
         made: queue.SimpleQueue[SynthRecord | BaseException | None] = queue.SimpleQueue()
 
         def work() -> None:
@@ -152,7 +155,7 @@ class RayPool(Pool[_Actor]):
             return None
         worker = streams[ready[0]]
         try:
-            key, body = self._ray.get(next(worker.stream))
+            row: Row | None = self._ray.get(next(worker.stream))
         except StopIteration:
             worker.stream = None
             return Died(worker, "ended early") if self._list.busy(worker) else Said(worker)
@@ -161,7 +164,7 @@ class RayPool(Pool[_Actor]):
             return Died(worker, type(error).__name__)
         except self._ray.exceptions.RayTaskError as error:
             raise WcseError(f"ray: {' '.join(str(error.cause).split())[:500]}") from error
-        return Said(worker, tuple(key), body)
+        return Said(worker, *(row or ()))
 
     def _kill(self, worker: _Actor) -> None:
         self._ray.kill(worker.handle, no_restart=True)
