@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from wcse.data.disk import atomic_file
+from wcse.metrics import mean_and_error
 from wcse.problems import load_problems
 from wcse.recipe import Options, runtime_only
 from wcse.synth.measures import paired_interval
@@ -306,10 +307,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _error(values: Sequence[float]) -> float | None:
     """Standard error over seeds."""
-    if len(values) < 2:
-        return None
-    mean = _mean(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return mean_and_error(values)[1] if len(values) > 1 else None
 
 
 def _by_problem(scores: Sequence[Score]) -> list[float]:
