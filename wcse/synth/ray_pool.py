@@ -8,6 +8,7 @@ models are not those of the caller refuses to work.
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from wcse.types import WcseError
 
 LOCAL = "local"
 """Address of a cluster that is started on this machine, for this run alone."""
+
+_REACH_SECONDS = 10.0
 
 Make = Callable[[SynthRecipe], Executor]
 Row = tuple[tuple[str, str], dict[str, Any]]
@@ -179,6 +182,9 @@ def _connect(ray: Any, address: str) -> None:
     """Join a cluster, or start one here."""
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {"address": address}
     try:
+        host, colon, port = address.rpartition(":")
+        if colon and "//" not in host:  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
         ray.init(log_to_driver=False, logging_level="error", **options)
     except Exception as error:  # Ray raises its own, the network's and plain ones
         raise WcseError(
