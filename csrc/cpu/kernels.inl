@@ -3,6 +3,7 @@
 #include "cpu/gemm.inl"
 #include "cpu/quant.inl"
 #include "cpu/linear.inl"
+#include "cpu/dot.inl"
 #include "cpu/rows.inl"
 #include "cpu/attend.inl"
 #include "cpu/sample.inl"
@@ -37,5 +38,6 @@ constexpr Table make_table(const char* name) {
     table.ids_between = ids_between;
     table.exps = exps;
     table.fma_loop = fma_loop;
+    set_integer_kernels(table);
     return table;
 }

@@ -38,13 +38,14 @@ def linear(
         x: [T, K].
         packed: the weight [N, K], from ``pack_linear`` or ``pack_quantized``, or a ``DenseLinear`` for the other
             backends. Quantised weights count as the floats that ``packed.weight()`` gives; the result has the bits
-            that those would give.
+            that those would give. An ``integer`` weight is multiplied with ``reference.rounded(x)`` instead of x, and
+            the sum over a group of inputs is exact.
         bias: [N] or None.
         residual: [T, N] or None.
 
     Returns:
         [T, N]. The sums run over K in one fixed order, so a row's bits do not depend on T, on its place, or on
-        the number of threads. Activations and sums are float32 for every format.
+        the number of threads.
 
     Raises:
         WcseError: a tensor does not fit the weight.
@@ -54,6 +55,8 @@ def linear(
     if k != packed.k:
         raise WcseError(f"x has {k} columns; the weight takes {packed.k}")
     if not native(backend, x):
+        if isinstance(packed, PackedLinear) and packed.integer:
+            x = reference.rounded(x, packed.group)
         return reference.linear(x, packed.weight().to(x.dtype), bias, residual)
     packed = packed_weight(packed)
     check("x", x, F32, (n_rows, k))
@@ -69,6 +72,7 @@ def linear(
         packed.group,
         packed.wide,
         packed.minima,
+        packed.integer,
         address(bias),
         address(residual),
         out.data_ptr(),
