@@ -122,6 +122,8 @@ void bind_kernels(py::module_& m) {
     m.def("cpu_isa", &cpu::isa, "Instruction set of the kernels in use.");
     m.def("cpu_isas", &cpu::isas, "Instruction sets that this processor runs, best first.");
     m.def("set_cpu_isa", &cpu::set_isa, py::arg("name"), "Use this one of cpu_isas(), for tests and comparisons.");
+    m.def("unpack_rows", [] { return cpu::active().unpack_rows; },
+          "Up to so many rows linear unpacks quantised weights in registers; beyond, blocks of them into the cache.");
     m.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
           "Floating-point operations per second of bare multiply-adds on this many threads.");
     m.def("dot_peak", &dot_peak, py::arg("threads"), py::arg("seconds") = 0.2,

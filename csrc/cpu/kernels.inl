@@ -25,6 +25,7 @@ double fma_loop(int64_t iterations) {
 constexpr Table make_table(const char* name) {
     Table table{};
     table.name = name;
+    table.unpack_rows = UNPACK_ROWS;
     table.linear = linear;
     table.rms_norm = rms_norm;
     table.rope = rope;

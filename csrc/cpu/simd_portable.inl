@@ -20,8 +20,8 @@ constexpr int QUANT_FEW_ROWS = 3;  // take VECS_FEW_ROWS
 constexpr int UNPACK_ROWS = 6;
 // The same where products are of integers.
 constexpr int DOT_ROWS = 2;
-constexpr int DOT_VECS = 2;
-constexpr int DOT_FEW_ROWS = 1;  // take VECS_FEW_ROWS
+constexpr int DOT_VECS = 4;
+constexpr int DOT_FEW_ROWS = 2;  // take VECS_FEW_ROWS
 
 inline Reg zero() { return Reg{0, 0, 0, 0}; }
 inline Reg set1(float x) { return Reg{x, x, x, x}; }

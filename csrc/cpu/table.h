@@ -129,6 +129,7 @@ struct RowTop {
 
 struct Table {
     const char* name;
+    int unpack_rows;  // up to so many rows linear unpacks quantised weights in registers
     // scratch [4][K_BLOCK][PANEL] is for the weights of a quantised block; null where they are float.
     void (*linear)(const LinearArgs&, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end,
                    float* scratch);

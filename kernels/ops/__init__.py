@@ -13,11 +13,12 @@ Knows nothing of models, trees or engines.
 from wcse.kernels.dense import DenseLinear
 from wcse.kernels.ops.attention import device_plan, rope_write_kv, tree_attention
 from wcse.kernels.ops.common import Backend
-from wcse.kernels.ops.linear import Linear, linear
+from wcse.kernels.ops.linear import Linear, linear, linear_paths
 from wcse.kernels.ops.rows import Activation, add_rms_norm, gated_act, rms_norm
 from wcse.kernels.ops.sampling import sample, token_logprobs
 from wcse.kernels.ops.scoring import group_top_k, score_steps
 from wcse.kernels.packed import (
+    INTEGER,
     Format,
     PackedLinear,
     QuantizedWeight,
@@ -29,6 +30,7 @@ from wcse.kernels.packed import (
 from wcse.kernels.reference import PAGE
 
 __all__ = [
+    "INTEGER",
     "PAGE",
     "Activation",
     "Backend",
@@ -42,6 +44,7 @@ __all__ = [
     "gated_act",
     "group_top_k",
     "linear",
+    "linear_paths",
     "pack_linear",
     "pack_quantized",
     "quantize",

@@ -12,7 +12,7 @@ from wcse import _core
 from wcse.kernels import reference
 from wcse.kernels.dense import DenseLinear
 from wcse.kernels.ops.common import F32, Backend, address, check, native
-from wcse.kernels.packed import PackedLinear
+from wcse.kernels.packed import INTEGER, PackedLinear
 from wcse.types import WcseError
 
 Linear = PackedLinear | DenseLinear
@@ -82,3 +82,17 @@ def linear(
         torch.get_num_threads(),
     )
     return out
+
+
+def linear_paths(quantization: str | None) -> str:
+    """Which kernel ``linear`` takes at which number of rows, in words, for a decoder's ``quantization``."""
+    isa = _core.cpu_isa()
+    if quantization is None:
+        return f"float32 tiles ({isa}) for any number of rows"
+    if quantization in (*INTEGER, "gguf_a8"):
+        return f"inputs rounded to 8 bits, integer dot products ({isa}) for any number of rows"
+    few = _core.unpack_rows()
+    return (
+        f"up to {few} rows weights are unpacked in registers ({isa}); from {few + 1} on a block of them at a time, "
+        "for the float32 tiles"
+    )

@@ -18,7 +18,9 @@ from wcse.kernels.packed import PackedLinear
 from wcse.types import WcseError
 
 
-def _layer(weight: PackedLinear, bias: Tensor | None) -> tuple[int, int, int, bool, bool, bool, int, int, int]:
+def _layer(
+    weight: PackedLinear, bias: Tensor | None
+) -> tuple[int, int, int, bool, bool, bool, int, int, int]:
     form = (weight.bits, weight.group, weight.wide, weight.minima, weight.integer)
     return weight.panels.data_ptr(), *form, address(bias), weight.n, weight.k
 
