@@ -91,7 +91,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
 def rounded(x: Tensor, group: int) -> Tensor:
     """``x`` [T, K] as the integer kernels take it: 8 bits a value, in float32, one scale per ``group`` inputs of a row.
 
-    A code is ``x / scale`` rounded to the nearest (ties to even); ``scale`` is the largest magnitude of the group / 127,
+    A code is ``x / scale`` rounded to the nearest (ties to even); ``scale`` is the largest magnitude / 127,
     both in float32. A group of magnitudes below 2^-120 is 0, one with a NaN or an infinity is NaN.
     """
     n_rows, k = x.shape
