@@ -97,7 +97,8 @@ def rounded(x: Tensor, group: int) -> Tensor:
     n_rows, k = x.shape
     groups = F.pad(x.float(), (0, -k % group)).view(n_rows, -1, group)
     top = groups.abs().amax(-1, keepdim=True)
-    codes = torch.where(top >= 2.0**-120, (groups * (127 / top)).round(), 0)
+    inverse = torch.full_like(top, 127) / top  # 127 / top would be 127 times a rounded reciprocal
+    codes = torch.where(top >= 2.0**-120, (groups * inverse).round(), 0)
     values = torch.where(groups.isfinite().all(-1, keepdim=True), codes * (top / 127).to(x.dtype), math.nan)
     return values.view(n_rows, -1)[:, :k]
 
