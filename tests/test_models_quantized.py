@@ -114,14 +114,14 @@ def test_inputs_of_8_bits_are_close_to_floats(folder: Path, quantization: str, w
     model, floats = load_model(folder, quantization=quantization), load_model(folder, quantization=weights)
     assert model.decoder.weight_bytes == floats.decoder.weight_bytes
     error = (logits(model) - logits(floats)).norm() / logits(floats).norm()
-    assert 0 < error < 0.03
+    assert 0 < error < 0.08  # as much as that of 8-bit weights here
 
 
 def test_a_gguf_file_with_inputs_of_8_bits(folder: Path, tmp_path: Path) -> None:
     tiny_gguf.write(folder, tmp_path / "q8.gguf", Kind.Q8_0)
     model, floats = (load_model(tmp_path / "q8.gguf", quantization=q) for q in ("gguf_a8", "gguf"))
     error = (logits(model) - logits(floats)).norm() / logits(floats).norm()
-    assert 0 < error < 0.03
+    assert 0 < error < 0.08  # as much as that of 8-bit weights here
     assert model.decoder.weight_bytes == floats.decoder.weight_bytes
 
 
