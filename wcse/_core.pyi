@@ -228,8 +228,14 @@ def cpu_isas() -> list[str]:
 def set_cpu_isa(name: str) -> None:
     """Use this one of cpu_isas(), for tests and comparisons; ValueError if it does not run here."""
 
+def unpack_rows() -> int:
+    """Up to so many rows linear unpacks quantised weights in registers; beyond, blocks of them into the cache."""
+
 def fma_peak(threads: int, seconds: float = 0.2) -> float:
     """Floating-point operations per second of bare multiply-adds, every thread at its best within that time."""
+
+def dot_peak(threads: int, seconds: float = 0.2) -> float:
+    """Integer operations per second of bare dot products of bytes, likewise."""
 
 def tree_attention(
     plan: Plan,
@@ -244,6 +250,7 @@ def tree_attention(
     scale: float,
     softcap: float,
     window: int,
+    half: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -254,6 +261,7 @@ def linear(
     group: int,
     wide: bool,
     minima: bool,
+    integer: bool,
     bias: int,
     residual: int,
     out: int,
@@ -295,6 +303,7 @@ def rope_write_kv(
     n_pages: int,
     eps: float,
     norm_offset: float,
+    half: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -327,3 +336,48 @@ class _testing:
     def plant_fault(tree: KVTree, name: str, node: int) -> None: ...
     @staticmethod
     def loop(n: int, chunk: int, nested: int = 0, fail_at: int = -1) -> tuple[Int32, str]: ...
+
+class LayerArgs:
+    def __init__(
+        self,
+        norms: Sequence[int],
+        matrices: Sequence[tuple[int, int, int, bool, bool, bool, int, int, int]],
+        window: int,
+        rope: int,
+    ) -> None: ...
+
+class Forward:
+    def __init__(
+        self,
+        *,
+        layers: Sequence[LayerArgs],
+        final_norm: int,
+        dim: int,
+        n_heads: int,
+        n_kv_heads: int,
+        d: int,
+        eps: float,
+        norm_offset: float,
+        scale: float,
+        softcap: float,
+        gelu: bool,
+    ) -> None: ...
+    def forward(
+        self,
+        plan: Plan,
+        x: int,
+        rows: int,
+        positions: int,
+        slots: int,
+        ropes: Sequence[tuple[int, int, int]],
+        k_pages: int,
+        v_pages: int,
+        n_pages: int,
+        half: bool,
+        out_rows: int,
+        n_out: int,
+        out: int,
+        threads: int,
+    ) -> None: ...
+
+def stage_seconds() -> list[float]: ...
