@@ -204,6 +204,7 @@ CHANGES: dict[str, object] = {
     "seed": 43,
     "system_prompt": "Be brief.",
     "few_shot": "grade_school",
+    "kv_cache_dtype": "float16",
 }
 RUNTIME: dict[str, object] = {"batch_size": 3, "kv_memory_gb": 1.0, "threads": 1, "out": "elsewhere"}
 
