@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wcse.cli.command import Command, Options
+from wcse.types import WcseError
 
 if TYPE_CHECKING:
     from wcse.reward.check import StepCheck
+    from wcse.reward.families import Family
+    from wcse.reward.finetuning import Finetuning
+    from wcse.reward.layout import Layout
     from wcse.reward.processbench import Case, Result
     from wcse.reward.scorer import ImplicitPRM, SeparatePRM
+    from wcse.reward.training import Row
 
 KV_GIB = 1.0
 """Memory for the verifier's keys and values, unless told otherwise."""
@@ -78,7 +84,6 @@ def _ids(ids: Sequence[int]) -> str:
 
 def _solution(path: str) -> tuple[str, Sequence[str]]:
     """Problem and steps of the first row of a file in ProcessBench's or TRL's columns."""
-    from wcse.types import WcseError
 
     try:
         row = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[0])
@@ -97,7 +102,6 @@ def evaluate(options: Options) -> int:
     """ProcessBench: accuracies and F1 of each file, and the plain mean of the F1s."""
     from wcse.reward.processbench import best_threshold, read_cases
     from wcse.reward.text import score_many
-    from wcse.types import WcseError
 
     subsets = {path.stem: read_cases(path)[: options.get("limit")] for path in map(Path, options["files"])}
     tune = options.get("tune")
@@ -189,7 +193,6 @@ def label(options: Options) -> int:
 def train(options: Options) -> int:
     """Train a verifier on labelled steps and print its quality on held-out problems."""
     from wcse.reward.training import read_records, split_records
-    from wcse.types import WcseError
 
     _threads(options)
     kind = options.get("kind", "head")
@@ -214,7 +217,6 @@ def _train_head(options: Options, taught: list[dict[str, Any]], held: list[dict[
         stream_layout,
         train_head,
     )
-    from wcse.types import WcseError
 
     model = load_model(options["model"], lm_head=False)
     layout = stream_layout(model.tokenizer, options.get("separator", "\n\n"))
@@ -240,17 +242,69 @@ def _train_head(options: Options, taught: list[dict[str, Any]], held: list[dict[
 def _train_classifier(
     options: Options, taught: list[dict[str, Any]], held: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    from wcse.models.load import find_model, load_model
-    from wcse.reward.layout import Layout
-    from wcse.reward.training import CLASSIFIER, ClassifierTraining, encode_records, train_classifier
+    from wcse.models.load import find_model
+    from wcse.reward.finetuning import CLASSIFIER, train_classifier
 
-    fields = ("epochs", "lr", "batch", "seed", "lora_rank")
-    settings = ClassifierTraining(**{name: options[name] for name in fields if name in options})
-    model = load_model(options["model"], lm_head=False)
-    layout = Layout(CLASSIFIER, model.tokenizer, separator=options.get("separator"), source=options["model"])
-    rows, dropped = encode_records(layout, taught, model.context)
-    train_classifier(find_model(options["model"]), rows, layout, settings, Path(options["out"]))
+    layout, rows, dropped = _encoded(options, CLASSIFIER, taught)
+    start, out = find_model(options["model"]), Path(options["out"])
+    train_classifier(start, rows, layout, _settings(options), out, _Meter())
     return {"dropped": dropped} | _held_out_quality(options, held)
+
+
+def _train_implicit(
+    options: Options, taught: list[dict[str, Any]], held: list[dict[str, Any]]
+) -> dict[str, Any]:
+    from wcse.models.load import find_model
+    from wcse.reward.finetuning import IMPLICIT, Ratio, train_implicit
+
+    # A start that is an implicit model itself keeps its reference, beta and bias.
+    known = _stated(options["model"]) | options
+    if "reference" not in known:
+        raise WcseError("kind='implicit': give --reference, the model that the log-ratio is taken to")
+    ratio = Ratio(str(known["reference"]), known.get("beta", 0.3), known.get("bias", 0.0))
+    layout, rows, dropped = _encoded(options, IMPLICIT, taught)
+    start, out = find_model(options["model"]), Path(options["out"])
+    train_implicit(start, ratio, rows, layout, _settings(options), out, _Meter())
+    return {"dropped": dropped} | _held_out_quality(options, held)
+
+
+def _stated(model: str) -> dict[str, Any]:
+    """What an implicit reward model says of itself."""
+    from wcse.models.load import read_config
+
+    stated = read_config(model).get("wcse") or {}
+    return {key: stated[key] for key in ("reference", "beta", "bias") if key in stated}
+
+
+def _encoded(
+    options: Options, family: Family, records: list[dict[str, Any]]
+) -> tuple[Layout, list[Row], int]:
+    from wcse.models.load import load_model
+    from wcse.reward.layout import Layout
+    from wcse.reward.training import encode_records
+
+    model = load_model(options["model"], lm_head=False)
+    layout = Layout(family, model.tokenizer, separator=options.get("separator"), source=options["model"])
+    return layout, *encode_records(layout, records, model.context)
+
+
+def _settings(options: Options) -> Finetuning:
+    from wcse.reward.finetuning import Finetuning
+
+    fields = ("epochs", "lr", "batch", "seed", "lora_rank", "bf16")
+    return Finetuning(**{name: options[name] for name in fields if name in options})
+
+
+class _Meter:
+    """Says every half minute how far a training is."""
+
+    def __init__(self) -> None:
+        self.heard = time.monotonic()
+
+    def __call__(self, step: int, steps: int, loss: float) -> None:
+        if time.monotonic() - self.heard >= 30:
+            self.heard = time.monotonic()
+            print(f"wcse: step {step} of {steps}, loss {loss:.4f}", file=sys.stderr, flush=True)
 
 
 def _held_out_quality(options: Options, held: list[dict[str, Any]]) -> dict[str, Any]:
@@ -273,7 +327,7 @@ def _held_out_quality(options: Options, held: list[dict[str, Any]]) -> dict[str,
     return summary(torch.tensor(scores), torch.tensor(labels), counts, groups)
 
 
-_TRAIN_KINDS = {"head": _train_head, "classifier": _train_classifier}
+_TRAIN_KINDS = {"head": _train_head, "classifier": _train_classifier, "implicit": _train_implicit}
 
 
 def _unescaped(text: str) -> str:
@@ -353,22 +407,32 @@ COMMANDS = (
     ),
     Command(
         "prm train",
-        "train a verifier on labelled steps: a head on a policy's states, or a token classifier",
+        "train a verifier on labelled steps: a head on a policy's states, a token classifier, an implicit PRM",
         train,
         (
-            ("kind", {"metavar": "KIND", "help": "head or classifier (default head)"}),
-            ("model", {"metavar": "M", "help": "head: the policy; classifier: a folder to start from"}),
+            ("kind", {"metavar": "KIND", "help": "head, classifier or implicit (default head)"}),
+            ("model", {"metavar": "M", "help": "head: the policy; otherwise the model to start from"}),
             ("out", {"metavar": "DIR", "help": "head: the policy's own folder, to use it as prm=shared"}),
             ("separator", {"type": _unescaped, "metavar": "TEXT", "help": r"between steps (default \n\n)"}),
-            ("epochs", {"type": float, "metavar": "E", "help": "passes (default: head 20, classifier 1)"}),
+            ("epochs", {"type": float, "metavar": "E", "help": "passes (default: head 20, otherwise 1)"}),
             (
                 "lr",
-                {"type": float, "metavar": "X", "help": "peak learning rate of a classifier (default 1e-5)"},
+                {"type": float, "metavar": "X", "help": "peak learning rate of a whole model (default 1e-5)"},
             ),
             (
                 "batch",
-                {"type": int, "metavar": "B", "help": "solutions per step of a classifier (default 32)"},
+                {"type": int, "metavar": "B", "help": "solutions per step of a whole model (default 32)"},
             ),
+            (
+                "reference",
+                {
+                    "metavar": "M",
+                    "help": "implicit: what the log-ratio is taken to (default: the start's own)",
+                },
+            ),
+            ("beta", {"type": float, "metavar": "X", "help": "implicit: times the log-ratio (default 0.3)"}),
+            ("bias", {"type": float, "metavar": "X", "help": "implicit: logit at ratio one (default 0)"}),
+            ("bf16", {"action": "store_true", "help": "multiply matrices in bfloat16"}),
             ("lora-rank", {"type": int, "metavar": "R", "help": "train adapters of this rank (needs peft)"}),
             ("seed", {"type": int, "metavar": "S", "help": "of all random numbers (default 0)"}),
             *_MODEL[1:],
