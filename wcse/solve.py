@@ -19,7 +19,7 @@ from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import Engine
-from wcse.engine.llm import pages_in
+from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
 from wcse.models.load import LoadedModel, find_model, load_model
@@ -36,7 +36,7 @@ ROWS = 256
 """Rows that decode at once, unless the recipe says otherwise."""
 
 KV_GIB = 2.0
-"""Memory for keys and values, unless the recipe says otherwise."""
+"""Memory for keys and values of policy and verifier together, unless the recipe says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,10 @@ class Models:
             WcseError: a model cannot be loaded.
         """
         policy = load_model(recipe.policy, quantization=recipe.quantization)
-        kv = recipe.kv_memory_gb or KV_GIB
-        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
+        memory = Memory.gib(recipe.kv_memory_gb or KV_GIB)
+        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, memory=memory)
         scored = any(part.scored for part in plan(recipe))
-        return cls(policy, engine, _scorer(recipe, engine, kv) if scored else None)
+        return cls(policy, engine, _scorer(recipe, engine, memory) if scored else None)
 
 
 def solve(
@@ -191,12 +191,12 @@ def _params(recipe: Recipe) -> SamplingParams:
     )
 
 
-def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
+def _scorer(recipe: Recipe, engine: Engine, memory: Memory) -> Scorer:
     assert recipe.prm is not None
     return load_verifier(
         recipe.prm,
         engine,
-        kv_memory=kv,
+        kv_memory=memory,
         family=recipe.prm_family,
         quantization=recipe.prm_quantization,
     )

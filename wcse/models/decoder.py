@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from wcse import _core
 from wcse.kernels import ops
 from wcse.kernels.copies import join_rows, take_rows
 from wcse.models.spec import LayerSpec, ModelSpec, Rope
@@ -61,6 +63,11 @@ class KVPool:
             return
         self.k = [_lazy_zeros(num_pages, heads, d, ops.PAGE) for _ in spec.layers]
         self.v = [_lazy_zeros(num_pages, heads, ops.PAGE, d) for _ in spec.layers]
+
+    def forget(self, pages: NDArray[np.int32]) -> None:
+        """Give the memory behind these pages of a pool on a CPU back to the system; they read as zeros then."""
+        for tensor in (*self.k, *self.v):
+            _core.decommit_blocks(tensor.data_ptr(), tensor[0].nbytes, pages)
 
     @staticmethod
     def page_bytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> int:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from wcse.engine.engine import Engine
-from wcse.engine.llm import pages_in
+from wcse.engine.memory import Memory
 from wcse.engine.runner import Runner
 from wcse.models.load import LoadedModel, load_model, read_config
 from wcse.recipe import OWN, SHARED
@@ -32,7 +32,7 @@ def load_verifier(
     name: str,
     engine: Engine,
     *,
-    kv_memory: float,
+    kv_memory: float | Memory,
     family: str | None = None,
     quantization: Quantization | None = None,
 ) -> SharedHead | SeparatePRM | ImplicitPRM | PolicyScorer:
@@ -74,7 +74,7 @@ def load_shared_head(engine: Engine) -> SharedHead:
 def load_prm(
     path: str,
     *,
-    kv_memory: float,
+    kv_memory: float | Memory,
     family: str | None = None,
     device: str = "cpu",
     quantization: Quantization | None = None,
@@ -83,7 +83,7 @@ def load_prm(
 
     Args:
         path: as for a policy.
-        kv_memory: GiB for its keys and values.
+        kv_memory: for its keys and values: GiB, or a budget that it shares with other models.
         family: name in ``families.FAMILIES``; None takes what the model says of itself.
         device: "cpu" or "cuda".
         quantization: of its weights (and its reference's) in memory, as in ``load_model``.
@@ -126,9 +126,9 @@ def _head(family: Family, model: LoadedModel, layout: Layout, path: str) -> Head
 
 
 def _load_implicit(
-    path: str, family: Family, kv_memory: float, device: str, quantization: Quantization | None
+    path: str, family: Family, kv_memory: float | Memory, device: str, quantization: Quantization | None
 ) -> ImplicitPRM:
-    """The model and its reference, with half of the memory each."""
+    """The model and its reference, over one budget; on a GPU with half of it each."""
     model = load_model(path, device=device, quantization=quantization)
     name = model.extras.get("reference", family.reference)
     beta = model.extras.get("beta", family.beta)
@@ -144,8 +144,10 @@ def _load_implicit(
             f"{model.spec.vocab_size}; give the model that it was trained against"
         )
     layout = _layout(family, model, path)
-    mine = _separate(model, layout, LogprobReader(), kv_memory / 2)
-    other = _separate(reference, replace(layout, source=name), LogprobReader(), kv_memory / 2)
+    if not isinstance(kv_memory, Memory):
+        kv_memory = Memory.gib(kv_memory) if device == "cpu" else kv_memory / 2
+    mine = _separate(model, layout, LogprobReader(), kv_memory)
+    other = _separate(reference, replace(layout, source=name), LogprobReader(), kv_memory)
     return ImplicitPRM(mine, other, beta=float(beta), bias=float(model.extras.get("bias", 0.0)))
 
 
@@ -159,8 +161,9 @@ def _layout(family: Family, model: LoadedModel, path: str) -> Layout:
     )
 
 
-def _separate(model: LoadedModel, layout: Layout, reader: Reader, kv_memory: float) -> SeparatePRM:
-    runner = Runner(model.decoder, num_pages=pages_in(model, kv_memory))
+def _separate(model: LoadedModel, layout: Layout, reader: Reader, kv_memory: float | Memory) -> SeparatePRM:
+    memory = kv_memory if isinstance(kv_memory, Memory) else Memory.gib(kv_memory)
+    runner = Runner(model.decoder, memory=memory)
     family = layout.family
     agg = model.extras.get("default_agg", family.agg)
     context = min(model.context, family.max_tokens or model.context)

@@ -170,14 +170,21 @@ class SeparatePRM:
         return len(self._queue)
 
     def step(self) -> None:
-        """Read the waiting steps, one batch of at most READ_TOKENS.
+        """Read waiting steps, in batches of at most READ_TOKENS, until at least one is whole.
+
+        Nothing is half read between two steps, so the policy may have any of the memory then.
 
         Raises:
-            KVMemoryError: one path alone does not fit in the verifier's KV memory.
+            KVMemoryError: one path alone does not fit in the KV memory.
         """
         while self._dead:
             span = self._dead.pop()
             self.runner.release(span, cache=span.prompt)
+        while self._queue and not self._read():
+            pass
+
+    def _read(self) -> bool:
+        """One batch; whether a step is whole now."""
         work = self.runner.begin()
         done: list[_Reading] = []
         while len(done) < len(self._queue) and work.tokens < READ_TOKENS:
@@ -189,9 +196,9 @@ class SeparatePRM:
             elif work.tokens >= READ_TOKENS:
                 break
             elif work.tokens == before:
-                if work.tokens or self.runner.evict_idle(self._need(reading), [reading.span]):
-                    if work.tokens:
-                        break
+                if work.tokens:
+                    break
+                if self.runner.memory.seize(self.runner, self._need(reading), [reading.span]):
                     continue
                 raise KVMemoryError(
                     f"KV memory of the verifier: one path of {reading.span.depth} tokens does not fit in "
@@ -205,6 +212,7 @@ class SeparatePRM:
             if not reading.node.live:
                 self.runner.release(self._spans[reading.node])
             reading.done(score)
+        return bool(done)
 
     def account(self, root: Root) -> Account:
         mirror = self._mirrors.get(root)
