@@ -27,6 +27,7 @@ from wcse.optimal.policy_file import load_choices
 from wcse.progress import Progress
 from wcse.prompts import render_problem
 from wcse.recipe import OWN, SHARED, Recipe
+from wcse.reward.generative import GenerativePRM
 from wcse.reward.load import load_verifier
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
@@ -230,6 +231,11 @@ def fingerprint_models(recipe: Recipe) -> dict[str, str]:
 def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:
     """Makes the account of one problem."""
     budget = Budget.parse(recipe.budget) if recipe.budget else None
+    if budget is not None and isinstance(scorer, GenerativePRM) and budget.by_token:
+        raise WcseError(
+            f"budget={recipe.budget!r}: prm={recipe.prm!r} writes verdicts whose length nobody knows before; "
+            "limit seconds or solutions, or take a verifier that reads only"
+        )
     cost = ModelCost.of(policy.spec)
     return lambda: Account(budget, cost, scorer.cost if scorer else None, scored=scorer is not None)
 

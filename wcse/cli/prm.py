@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wcse.reward.finetuning import Finetuning
     from wcse.reward.layout import Layout
     from wcse.reward.processbench import Case, Result
-    from wcse.reward.scorer import ImplicitPRM, SeparatePRM
+    from wcse.reward.text import TextPRM
     from wcse.reward.training import Row
 
 KV_GIB = 1.0
@@ -28,7 +28,7 @@ ROWS = 256
 """Rows of the policy that decode at once, unless told otherwise."""
 
 
-def _load(options: Options, model: str) -> SeparatePRM | ImplicitPRM:
+def _load(options: Options, model: str) -> TextPRM:
     from wcse.reward.load import load_prm
 
     _threads(options)
@@ -70,7 +70,7 @@ def check(options: Options) -> int:
     return 0 if passed else 1
 
 
-def _show(prm: SeparatePRM | ImplicitPRM, number: int, row: StepCheck, seen: Sequence[int]) -> None:
+def _show(prm: TextPRM, number: int, row: StepCheck, seen: Sequence[int]) -> None:
     ids = row.reading.ids + row.reading.tail
     same = next((i for i, (a, b) in enumerate(zip(seen, ids, strict=False)) if a != b), len(seen))
     token = prm.layout.tokenizer.convert_ids_to_tokens(ids[-1])

@@ -35,10 +35,14 @@ DELIMITED, STOPPED = 1, 2  # bits of TextMatcher.advance
 
 @dataclass
 class Account:
-    """Tokens of one problem: put through the policy, and found in the KV tree instead."""
+    """Tokens of one problem: put through a model, and found in its KV tree instead.
+
+    ``flops`` are operations of a verifier beyond reading the policy's own tokens: on what it wrote itself.
+    """
 
     computed: int = 0
     reused: int = 0
+    flops: float = 0.0
 
 
 @dataclass(eq=False)
@@ -176,6 +180,15 @@ class Engine:
         self._spans[node] = span
         finalize(node, self._dead.extend, reversed(span.lineage()))
         return root
+
+    def plant(self, root: Root, parent: Node, tokens: list[int]) -> Node:
+        """A node of given tokens below another, to be filled or grown from; it is not part of any search."""
+        node = Node(parent, (*parent.path, -1), tuple(tokens), decode(self.table, tokens), Finish.DELIM)
+        span = Span(self._spans[parent], tokens)
+        span.closed = True
+        self._spans[node] = span
+        finalize(node, self._dead.append, span)
+        return node
 
     def grow(self, growth: Growth) -> None:
         """Queue a growth. Children start as soon as the node's keys and values are there."""

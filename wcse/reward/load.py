@@ -17,10 +17,12 @@ from wcse.engine.runner import Runner
 from wcse.models.load import LoadedModel, load_model, read_config
 from wcse.recipe import OWN, SHARED
 from wcse.reward.families import Family, family_named, family_of
+from wcse.reward.generative import GenerativePRM
 from wcse.reward.head import Head, head_from_tensors
 from wcse.reward.layout import Layout
 from wcse.reward.readers import HeadReader, LogprobReader, Reader
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM, SharedHead
+from wcse.reward.text import TextPRM
 from wcse.reward.uncertainty import PolicyScorer
 from wcse.types import Quantization, WcseError
 
@@ -35,7 +37,7 @@ def load_verifier(
     kv_memory: float | Memory,
     family: str | None = None,
     quantization: Quantization | None = None,
-) -> SharedHead | SeparatePRM | ImplicitPRM | PolicyScorer:
+) -> SharedHead | PolicyScorer | TextPRM:
     """The verifier of that name: 'shared', 'policy:MEASURE', or a model of its own.
 
     Raises:
@@ -78,7 +80,7 @@ def load_prm(
     family: str | None = None,
     device: str = "cpu",
     quantization: Quantization | None = None,
-) -> SeparatePRM | ImplicitPRM:
+) -> TextPRM:
     """A process reward model with its own KV tree, or two.
 
     Args:
@@ -94,6 +96,8 @@ def load_prm(
     record = family_named(family) if family else family_of(path, read_config(path))
     if record.head == "ratio":
         return _load_implicit(path, record, kv_memory, device, quantization)
+    if record.writes:
+        return _load_generative(path, record, kv_memory, device, quantization)
     model = load_model(path, lm_head=False, device=device, quantization=quantization)
     layout = _layout(record, model, path)
     head = _head(record, model, layout, path).to(model.decoder.device)
@@ -123,6 +127,21 @@ def _head(family: Family, model: LoadedModel, layout: Layout, path: str) -> Head
             f"(it says {model.architecture or 'nothing'}); set the prm_family that fits it"
         )
     return Head([(weight.to(torch.float32), None)], family.bounded)
+
+
+def _load_generative(
+    path: str, family: Family, kv_memory: float | Memory, device: str, quantization: Quantization | None
+) -> GenerativePRM:
+    """A verifier that writes, with an engine of its own."""
+    model = load_model(path, device=device, quantization=quantization)
+    family = replace(family, writes=int(model.extras.get("writes", family.writes)))
+    layout = _layout(family, model, path)
+    head = None
+    if family.head == "columns":
+        head = _head(family, model, layout, path).to(model.decoder.device)
+    memory = kv_memory if isinstance(kv_memory, Memory) else Memory.gib(kv_memory)
+    context, agg = _limits(model, family)
+    return GenerativePRM(Engine(model, memory=memory), layout, head, context=context, default_agg=agg)
 
 
 def _load_implicit(
@@ -164,7 +183,11 @@ def _layout(family: Family, model: LoadedModel, path: str) -> Layout:
 def _separate(model: LoadedModel, layout: Layout, reader: Reader, kv_memory: float | Memory) -> SeparatePRM:
     memory = kv_memory if isinstance(kv_memory, Memory) else Memory.gib(kv_memory)
     runner = Runner(model.decoder, memory=memory)
-    family = layout.family
-    agg = model.extras.get("default_agg", family.agg)
-    context = min(model.context, family.max_tokens or model.context)
+    context, agg = _limits(model, layout.family)
     return SeparatePRM(runner, layout, reader, context=context, default_agg=agg)
+
+
+def _limits(model: LoadedModel, family: Family) -> tuple[int, str]:
+    """Longest input in tokens, and the aggregation, which a model may state itself."""
+    context = min(model.context, family.max_tokens or model.context)
+    return context, str(model.extras.get("default_agg", family.agg))

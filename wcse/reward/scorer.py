@@ -31,6 +31,12 @@ def blank(node: Node) -> bool:
     return not node.text.strip()
 
 
+def step_texts(node: Node, delimiter: str) -> list[str]:
+    """The texts of the steps up to a node, without delimiters; blank ones are left out."""
+    above = [step for step in node.steps() if step is node or not blank(step)]
+    return [step.text.removesuffix(delimiter).strip() for step in above]
+
+
 class SharedHead:
     """A head on the policy's own hidden states; a score costs one row of a small matrix product."""
 
@@ -127,10 +133,8 @@ class SeparatePRM:
             done(None)
             return
         mirror = self._mirrors.get(root) or self._open(root, problem)
-        above = [step for step in node.steps() if step is node or not blank(step)]
-        texts = [step.text.removesuffix(root.rule.delimiter).strip() for step in above]
         try:
-            reading = self.layout.read(problem, texts, ended=not node.live)
+            reading = self.layout.read(problem, step_texts(node, root.rule.delimiter), ended=not node.live)
         except WcseError:
             done(math.nan)
             return
