@@ -309,16 +309,29 @@ class _Meter:
 
 def _held_out_quality(options: Options, held: list[dict[str, Any]]) -> dict[str, Any]:
     """Of the model as it was written, by the scorer that searches use."""
+    return _quality(_load(options, options["out"]), held) if held else {}
+
+
+def quality(options: Options) -> int:
+    """How well a verifier ranks labelled steps."""
+    from wcse.reward.training import read_records
+
+    records = [record for path in options["labels"] for record in read_records(Path(path))]
+    print(json.dumps(_quality(_load(options, options["prm"]), records)))
+    return 0
+
+
+def _quality(prm: TextPRM, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Ranking and calibration on the solutions all of whose steps are labelled."""
     import torch
 
     from wcse.reward.quality import summary
     from wcse.reward.text import score_many
     from wcse.reward.training import usable
 
-    marked = [record for record in held if all(usable(label) for label in record["labels"])]
+    marked = [record for record in records if all(usable(label) for label in record["labels"])]
     if not marked:
         return {}
-    prm = _load(options, options["out"])
     scores = [
         score for row in score_many(prm, ((r["prompt"], r["completions"]) for r in marked)) for score in row
     ]
@@ -376,6 +389,17 @@ COMMANDS = (
                 {"metavar": "FILE", "nargs": "+", "help": "one file a subset: .jsonl, .json or .parquet"},
             ),
         ),
+        needs=("prm",),
+    ),
+    Command(
+        "prm quality",
+        "rank labelled steps: AUC over steps and within problems, accuracy, calibration",
+        quality,
+        (
+            ("prm", {"metavar": "R", "help": "the verifier: folder, .gguf file, embedded name or hub id"}),
+            *_MODEL,
+        ),
+        (("labels", {"metavar": "FILE", "nargs": "+", "help": "labelled steps in TRL's columns"}),),
         needs=("prm",),
     ),
     Command(
