@@ -72,7 +72,7 @@ def test_the_critic_reads_indexed_paragraphs_inside_the_users_turn(folder: Path)
     solution = "\n\n".join(f"<paragraph_{i}>\n{step}\n</paragraph_{i}>" for i, step in enumerate(STEPS))
     asked = tokenizer.decode(reading.ids + reading.tail)
     assert solution in asked
-    content = asked[asked.index("[Problem]") : asked.index("{number}.") + len("{number}.")]
+    content = asked[asked.index("[Problem]") : asked.index("boxed{}.") + len("boxed{}.")]
     assert content.startswith(f"[Problem]\n{PROBLEM}\n\n")
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -89,7 +89,9 @@ def grow(folder: Path, policy: LoadedModel, family: str, memory: Memory, rows: i
     driver = Driver(engine, prm, params=SamplingParams(max_tokens=24), rule=StepRule("e", 8))
 
     def search(root: Node) -> Search:
-        return STRATEGIES["beam_search"].run(root, SearchConfig(n=4, beam_width=2, num_iterations=3))
+        return STRATEGIES["beam_search"].run(
+            root, SearchConfig(n=4, beam_width=2, num_iterations=3, agg_strategy="last")
+        )
 
     jobs = [Job(name, policy.tokenizer.encode(PROBLEM), PROBLEM, search, seed=1) for name in "ab"]
     outcomes = sorted(driver.run(jobs), key=lambda outcome: outcome.job.name)

@@ -120,7 +120,9 @@ def _verdict(prm: GenerativePRM, path: str, reading: Reading) -> float:
             if written[-1] in prm.engine.model.eos_ids:
                 break
         if prm.head is None:
-            found = re.findall(str(family.verdict), prm.layout.tokenizer.decode(written))
+            found = re.findall(
+                str(family.verdict), prm.layout.tokenizer.decode(written, skip_special_tokens=True)
+            )
             return float(found[-1] in family.right) if found else math.nan
         written = [token for token in written if token not in prm.engine.model.eos_ids]
         state = model(torch.tensor([ids + written + prm.layout.ask_ids])).last_hidden_state[0, -1:]

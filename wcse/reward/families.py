@@ -289,7 +289,7 @@ _RECORDS = (
         close=("\n</paragraph_{index}>",),
         tail=(
             "\n\nExamine the paragraphs in order. Close with the number of the first one that holds an error, or -1 "
-            "if none does, as \\boxed{number}.{chat_between}",
+            "if none does, as \\boxed{}.{chat_between}",
         ),
         writes=1024,
         head="verdict",
