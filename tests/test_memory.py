@@ -78,7 +78,7 @@ def pages(policy: LoadedModel, count: int) -> int:
 
 HEAVY = {
     "policy": {
-        "prompt": PROBLEM * 12,
+        "prompt": PROBLEM * 26,
         "tokens": 40,
     },  # a long prompt, of which the verifier sees the question only
     "verifier": {"problem": PROBLEM * 12},
