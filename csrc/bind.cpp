@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "arrays.h"
+#include "cpu/bind_forward.h"
 #include "cpu/bind_kernels.h"
 #include "decommit.h"
 #include "kv_tree.h"
@@ -211,5 +212,6 @@ PYBIND11_MODULE(_core, m) {
     bind_text(m);
     bind_thread_pool(m);
     wcse::bind_kernels(m);
+    wcse::bind_forward(m);
     wcse::bind_testing(m);
 }

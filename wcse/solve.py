@@ -65,7 +65,9 @@ class Models:
         Raises:
             WcseError: a model cannot be loaded.
         """
-        policy = load_model(recipe.policy, quantization=recipe.quantization)
+        policy = load_model(
+            recipe.policy, quantization=recipe.quantization, kv_cache_dtype=recipe.kv_cache_dtype or "auto"
+        )
         memory = Memory.gib(recipe.kv_memory_gb or KV_GIB)
         engine = Engine(policy, max_rows=recipe.batch_size or ROWS, memory=memory)
         scored = any(part.scored for part in plan(recipe))
@@ -200,6 +202,7 @@ def _scorer(recipe: Recipe, engine: Engine, memory: Memory) -> Scorer:
         kv_memory=memory,
         family=recipe.prm_family,
         quantization=recipe.prm_quantization,
+        kv_cache_dtype=recipe.kv_cache_dtype or "auto",
     )
 
 

@@ -18,7 +18,8 @@ import torch
 from wcse import _core
 from wcse.engine.graphs import StepGraphs
 from wcse.engine.memory import Memory
-from wcse.models.decoder import Batch, Decoder, KVPool
+from wcse.models.decoder import Batch, Decoder
+from wcse.models.kv_pool import KVPool
 from wcse.types import WcseError
 
 PAGE = 16
@@ -138,7 +139,7 @@ class Runner:
 
     def __init__(self, decoder: Decoder, *, num_pages: int = 0, memory: Memory | None = None) -> None:
         self.decoder = decoder
-        self.page_bytes = KVPool.page_bytes(decoder.spec, decoder.dtype)
+        self.page_bytes = KVPool.page_bytes(decoder.spec, decoder.kv_dtype)
         self.memory = memory or Memory(num_pages * self.page_bytes)
         num_pages = self.memory.join(self)
         self.tree = _core.KVTree(num_pages)

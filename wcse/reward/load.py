@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +38,7 @@ def load_verifier(
     kv_memory: float | Memory,
     family: str | None = None,
     quantization: Quantization | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> SharedHead | PolicyScorer | TextPRM:
     """The verifier of that name: 'shared', 'policy:MEASURE', or a model of its own.
 
@@ -47,7 +49,9 @@ def load_verifier(
         return load_shared_head(engine)
     if name.startswith(OWN):
         return PolicyScorer(engine, name.removeprefix(OWN))
-    return load_prm(name, kv_memory=kv_memory, family=family, quantization=quantization)
+    return load_prm(
+        name, kv_memory=kv_memory, family=family, quantization=quantization, kv_cache_dtype=kv_cache_dtype
+    )
 
 
 def load_shared_head(engine: Engine) -> SharedHead:
@@ -80,6 +84,7 @@ def load_prm(
     family: str | None = None,
     device: str = "cpu",
     quantization: Quantization | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> TextPRM:
     """A process reward model with its own KV tree, or two.
 
@@ -89,16 +94,22 @@ def load_prm(
         family: name in ``families.FAMILIES``; None takes what the model says of itself.
         device: "cpu" or "cuda".
         quantization: of its weights (and its reference's) in memory, as in ``load_model``.
+        kv_cache_dtype: of its keys and values, as there.
 
     Raises:
         WcseError: the model cannot be loaded, or its head or vocabulary does not fit the family.
     """
     record = family_named(family) if family else family_of(path, read_config(path))
+    options: dict[str, Any] = {
+        "device": device,
+        "quantization": quantization,
+        "kv_cache_dtype": kv_cache_dtype,
+    }
     if record.head == "ratio":
-        return _load_implicit(path, record, kv_memory, device, quantization)
+        return _load_implicit(path, record, kv_memory, options)
     if record.writes:
-        return _load_generative(path, record, kv_memory, device, quantization)
-    model = load_model(path, lm_head=False, device=device, quantization=quantization)
+        return _load_generative(path, record, kv_memory, options)
+    model = load_model(path, lm_head=False, **options)
     layout = _layout(record, model, path)
     head = _head(record, model, layout, path).to(model.decoder.device)
     return _separate(model, layout, HeadReader(head), kv_memory)
@@ -130,10 +141,10 @@ def _head(family: Family, model: LoadedModel, layout: Layout, path: str) -> Head
 
 
 def _load_generative(
-    path: str, family: Family, kv_memory: float | Memory, device: str, quantization: Quantization | None
+    path: str, family: Family, kv_memory: float | Memory, options: dict[str, Any]
 ) -> GenerativePRM:
     """A verifier that writes, with an engine of its own."""
-    model = load_model(path, device=device, quantization=quantization)
+    model = load_model(path, **options)
     family = replace(family, writes=int(model.extras.get("writes", family.writes)))
     layout = _layout(family, model, path)
     head = None
@@ -145,10 +156,10 @@ def _load_generative(
 
 
 def _load_implicit(
-    path: str, family: Family, kv_memory: float | Memory, device: str, quantization: Quantization | None
+    path: str, family: Family, kv_memory: float | Memory, options: dict[str, Any]
 ) -> ImplicitPRM:
     """The model and its reference, over one budget; on a GPU with half of it each."""
-    model = load_model(path, device=device, quantization=quantization)
+    model = load_model(path, **options)
     name = model.extras.get("reference", family.reference)
     beta = model.extras.get("beta", family.beta)
     if not isinstance(name, str) or not isinstance(beta, int | float) or not beta > 0:
@@ -156,7 +167,7 @@ def _load_implicit(
             f"prm={path!r}: an implicit PRM needs 'reference' (a model) and 'beta' (a positive number) in the "
             f"'wcse' object of its config.json; it has reference={name!r}, beta={beta!r}"
         )
-    reference = load_model(name, device=device, quantization=quantization)
+    reference = load_model(name, **options)
     if reference.spec.vocab_size < model.spec.vocab_size:
         raise WcseError(
             f"prm={path!r}: its reference {name!r} has {reference.spec.vocab_size} tokens and the PRM "
@@ -164,7 +175,7 @@ def _load_implicit(
         )
     layout = _layout(family, model, path)
     if not isinstance(kv_memory, Memory):
-        kv_memory = Memory.gib(kv_memory) if device == "cpu" else kv_memory / 2
+        kv_memory = Memory.gib(kv_memory) if options["device"] == "cpu" else kv_memory / 2
     mine = _separate(model, layout, LogprobReader(), kv_memory)
     other = _separate(reference, replace(layout, source=name), LogprobReader(), kv_memory)
     return ImplicitPRM(mine, other, beta=float(beta), bias=float(model.extras.get("bias", 0.0)))
