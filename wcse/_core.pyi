@@ -236,8 +236,14 @@ def cpu_isas() -> list[str]:
 def set_cpu_isa(name: str) -> None:
     """Use this one of cpu_isas(), for tests and comparisons; ValueError if it does not run here."""
 
+def unpack_rows() -> int:
+    """Up to so many rows linear unpacks quantised weights in registers; beyond, blocks of them into the cache."""
+
 def fma_peak(threads: int, seconds: float = 0.2) -> float:
     """Floating-point operations per second of bare multiply-adds, every thread at its best within that time."""
+
+def dot_peak(threads: int, seconds: float = 0.2) -> float:
+    """Integer operations per second of bare dot products of bytes, likewise."""
 
 def tree_attention(
     plan: Plan,
@@ -263,6 +269,7 @@ def linear(
     group: int,
     wide: bool,
     minima: bool,
+    integer: bool,
     bias: int,
     residual: int,
     out: int,
@@ -342,7 +349,7 @@ class LayerArgs:
     def __init__(
         self,
         norms: Sequence[int],
-        matrices: Sequence[tuple[int, int, int, bool, bool, int, int, int]],
+        matrices: Sequence[tuple[int, int, int, bool, bool, bool, int, int, int]],
         window: int,
         rope: int,
     ) -> None: ...
