@@ -26,10 +26,14 @@ class KVStats(TypedDict):
     cached: int
     pinned: int
     in_flight: int
+    lent: int
     nodes: int
     tokens: int
     peak_used: int
     evicted: int
+
+def decommit_blocks(address: int, bytes: int, blocks: Int32) -> None:
+    """Blocks of ``bytes`` bytes each from ``address`` on go back to the system; written again, they begin as zeros."""
 
 class KVTree:
     """Owner of the pages (16 tokens each) of keys and values of a forest of token spans.
@@ -57,6 +61,10 @@ class KVTree:
         """Append ``tokens[i]`` to ``nodes[i]``, all or nothing. The nodes are distinct. Returns slots int32[R]."""
     def settle(self) -> None:
         """The running step has written its keys and values: nothing is in flight any more."""
+    def lend(self, n_pages: int) -> Int32:
+        """At most so many free pages that are not handed out from now on: their numbers. They stay ``free``."""
+    def take_back(self, n_pages: int) -> None:
+        """Hand out so many of the lent pages again."""
     def seal(self, node: int) -> None:
         """No more tokens; from now on the node can be forked and, once settled, matched."""
     def retain(self, node: int) -> None:

@@ -133,7 +133,7 @@ class Recipe(Options):
 
     batch_size: int | None = runtime_only(None, "most rows in a batch; none lets the engine choose", ge=1)
     kv_memory_gb: float | None = runtime_only(
-        None, "memory for keys and values; none lets the engine choose", gt=0
+        None, "memory for keys and values of policy and verifier; none lets the engine choose", gt=0
     )
     threads: int | None = runtime_only(None, "CPU threads; none takes torch's", ge=1)
     out: str | None = runtime_only(None, "directory of the journal and the outputs")
