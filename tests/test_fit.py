@@ -10,13 +10,17 @@ import torch
 from wcse import zoo
 from wcse.cli import main
 from wcse.engine.fit import Fit, Footprint, footprint, plan_memory
+from wcse.engine.memory import KV_GIB, Memory
 from wcse.models.kv_pool import KVPool
 from wcse.models.load import load_model, read_spec
+from wcse.recipe import Recipe
+from wcse.reward.scorer import ImplicitPRM
+from wcse.solve import Models, fit_of
 
 F32 = torch.float32
 
 
-@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4", "w8a8", "w4a8"])
 def test_weights_are_those_of_the_loaded_model(quantization: Any) -> None:
     spec, path = read_spec("tiny-wc")
     assert str(path) == str(zoo.path("tiny-wc"))
@@ -36,6 +40,28 @@ def test_a_fit_counts_pages_and_solutions() -> None:
     assert fit.solutions(20, 40, each=4) == 28
     assert Fit("cpu", 0, 0, 32 * 6, models).solutions(20, 40, each=4) == 1
     assert plan_memory("cpu", models, kv_gib=0.5).kv == 2**29
+
+
+def test_a_fit_is_the_budget_that_models_share() -> None:
+    recipe = Recipe.parse(
+        {
+            "policy": "tiny-wc",
+            "prm": "tiny-wc-prm",
+            "problems": "none",
+            "strategies": ("best_of_n",),
+            "kv_memory_gb": 0.01,
+        }
+    )
+    fit = fit_of(recipe, scored=True)
+    models = Models.load(recipe)
+    assert isinstance(models.scorer, ImplicitPRM)
+    parts = (models.scorer.model, models.scorer.reference)
+    memory = models.engine.runner.memory
+    assert fit.kv == memory.size and all(part.runner.memory is memory for part in parts)
+    runners = [models.engine.runner, *(part.runner for part in parts)]
+    assert [model.page for model in fit.models] == [runner.page_bytes for runner in runners]
+    unlimited = fit_of(recipe.model_copy(update={"kv_memory_gb": None}), scored=True)
+    assert unlimited.kv == Memory.gib(KV_GIB).size
 
 
 def test_plan_prints_what_fits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from wcse.engine.generate import Generation, Prompt
-from wcse.engine.llm import LLM, pages_in
+from wcse.engine.llm import LLM
 from wcse.engine.outputs import Draft, RequestOutput, Vocabulary
 from wcse.engine.params import FieldError, SamplingParams
 from wcse.models.load import LoadedModel, load_model
@@ -448,6 +448,6 @@ def test_structured_outputs(model: LoadedModel) -> None:
             complete(model, ignore_eos=False, structured_outputs=bad)
 
 
-def test_pages_in_refuses_too_little(model: LoadedModel) -> None:
-    with pytest.raises(WcseError, match="kv_memory"):
-        pages_in(model, 1e-6)
+def test_too_little_memory_is_refused(model: LoadedModel) -> None:
+    with pytest.raises(WcseError, match="kv_memory=.*holds 0 pages"):
+        LLM(model, kv_memory=1e-6)

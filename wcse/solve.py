@@ -21,7 +21,7 @@ from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import FILL_TOKENS, Engine
 from wcse.engine.fit import Fit, footprint, plan_memory
-from wcse.engine.llm import KV_GIB, pages_in
+from wcse.engine.memory import KV_GIB, Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
 from wcse.models.load import (
@@ -36,12 +36,15 @@ from wcse.models.load import (
 )
 from wcse.optimal.policy_file import load_choices
 from wcse.progress import Progress
-from wcse.prompts import render_problem
+from wcse.prompts import render_problem, stop_strings
 from wcse.recipe import OWN, SHARED, Recipe
+from wcse.reward.families import family_named, family_of
+from wcse.reward.generative import GenerativePRM
 from wcse.reward.load import load_verifier
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
-from wcse.types import Node, Problem, Search, WcseError
+from wcse.shots import shots_path
+from wcse.types import Node, Problem, Quantization, Search, WcseError
 
 ROWS = 256
 """Rows that decode at once, unless the recipe says otherwise."""
@@ -74,14 +77,14 @@ class Models:
         """
         device = recipe.device or "cpu"
         formats: dict[str, Any] = {
+            "device": device,
             "dtype": recipe.dtype or "auto",
             "kv_cache_dtype": recipe.kv_cache_dtype or "auto",
         }
-        rows = recipe.batch_size or ROWS
         scored = any(part.scored for part in plan(recipe))
-        policy_kv, prm_kv = kv_shares(recipe, scored=scored)
-        policy = load_model(recipe.policy, device=device, quantization=recipe.quantization, **formats)
-        engine = Engine(policy, max_rows=rows, num_pages=pages_in(policy, policy_kv))
+        policy_kv, prm_kv = kv_budgets(recipe, scored=scored)
+        policy = load_model(recipe.policy, quantization=recipe.quantization, **formats)
+        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, memory=policy_kv)
         if not scored:
             return cls(policy, engine, None)
         assert recipe.prm is not None
@@ -90,21 +93,20 @@ class Models:
             engine,
             kv_memory=prm_kv,
             family=recipe.prm_family,
-            device=device,
             quantization=recipe.prm_quantization,
             **formats,
         )
         return cls(policy, engine, scorer)
 
 
-def kv_shares(recipe: Recipe, *, scored: bool) -> tuple[float, float]:
-    """GiB for keys and values of policy and verifier: each what is given or the default; on a GPU what is free."""
-    device = recipe.device or "cpu"
-    if recipe.kv_memory_gb or not on_gpu(device):
-        return (recipe.kv_memory_gb or KV_GIB,) * 2
+def kv_budgets(recipe: Recipe, *, scored: bool) -> tuple[Memory, Memory | float]:
+    """For keys and values of policy and verifier: one budget on a CPU; on a GPU parts of it, the second in GiB."""
+    if not on_gpu(recipe.device or "cpu"):
+        memory = Memory.gib(recipe.kv_memory_gb or KV_GIB)
+        return memory, memory
     fit = fit_of(recipe, scored=scored)
-    shares = [fit.kv_of(model) / 2**30 for model in fit.models]
-    return shares[0], shares[-1]
+    policy, *others = (fit.kv_of(model) for model in fit.models)
+    return Memory(policy), sum(others) / 2**30
 
 
 def fit_of(recipe: Recipe, *, scored: bool, present: bool = True) -> Fit:
@@ -116,21 +118,28 @@ def fit_of(recipe: Recipe, *, scored: bool, present: bool = True) -> Fit:
         "kv_dtype": kv_dtype_on(device, dtype, recipe.kv_cache_dtype or "auto"),
         "rows": (recipe.batch_size or ROWS) + FILL_TOKENS,
     }
-    models = [("policy", recipe.policy, recipe.quantization)]
+    models = [("policy", recipe.policy, recipe.quantization, True)]
     if scored and recipe.prm not in (None, SHARED) and not str(recipe.prm).startswith(OWN):
-        models.append(("prm", str(recipe.prm), recipe.prm_quantization))
-        extras = read_config(recipe.prm or "").get("wcse") or {}
-        if isinstance(extras.get("reference"), str):
-            models.append(("prm's reference", extras["reference"], recipe.prm_quantization))
+        models += _verifiers(recipe)
     found = []
-    for role, name, quantization in models:
+    for role, name, quantization, head in models:
         spec, path = read_spec(name)
-        head = role != "prm" or len(models) > 2  # a verifier with a reference reads probabilities
         found.append(
             footprint(spec, role=role, name=name, quantization=quantization, path=path, head=head, **kinds)
         )
-    kv = recipe.kv_memory_gb * len(found) if recipe.kv_memory_gb else None
-    return plan_memory(device, tuple(found), kv_gib=kv)
+    return plan_memory(device, tuple(found), kv_gib=recipe.kv_memory_gb)
+
+
+def _verifiers(recipe: Recipe) -> list[tuple[str, str, Quantization | None, bool]]:
+    """Role, name, quantization and whether it makes logits, of the recipe's verifier and what that needs."""
+    name, how = str(recipe.prm), recipe.prm_quantization
+    config = read_config(name)
+    family = family_named(recipe.prm_family) if recipe.prm_family else family_of(name, config)
+    models = [("prm", name, how, family.head == "ratio" or family.writes > 0)]
+    reference = (config.get("wcse") or {}).get("reference", family.reference)
+    if family.head == "ratio" and isinstance(reference, str):
+        models.append(("prm's reference", reference, how, True))
+    return models
 
 
 def solve(
@@ -176,7 +185,7 @@ def solve(
             driver = Driver(
                 engine,
                 scorer if part.scored else None,
-                params=_params(recipe),
+                params=_params(recipe, policy),
                 rule=StepRule(recipe.delimiter, recipe.max_step_tokens),
                 classify=lambda nodes: classify(nodes, judge),
                 on_step=meter.tell,
@@ -243,8 +252,9 @@ def _check_range(recipe: Recipe, part: _Pass, default_agg: str, bounded: bool) -
         )
 
 
-def _params(recipe: Recipe) -> SamplingParams:
+def _params(recipe: Recipe, policy: LoadedModel) -> SamplingParams:
     return SamplingParams(
+        stop=stop_strings(policy.tokenizer, recipe.shots),
         temperature=recipe.temperature,
         top_p=recipe.top_p,
         top_k=recipe.top_k,
@@ -264,13 +274,14 @@ def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:
 
 
 def fingerprint_models(recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of the recipe's models on this machine, keys "policy" and "prm".
+    """Fingerprints of the recipe's models and examples on this machine, keys "policy", "prm" and "few_shot".
 
     Raises:
         WcseError: one of them cannot be found.
     """
     names = {"policy": recipe.policy, "prm": recipe.prm}
-    return {
+    examples = {"few_shot": fingerprint_path(shots_path(recipe.few_shot))} if recipe.few_shot else {}
+    return examples | {
         field: fingerprint_path(find_model(name))
         for field, name in names.items()
         # A shared head lies in the policy's folder; a measure of the policy needs no file.
@@ -281,6 +292,11 @@ def fingerprint_models(recipe: Recipe) -> dict[str, str]:
 def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:
     """Makes the account of one problem."""
     budget = Budget.parse(recipe.budget) if recipe.budget else None
+    if budget is not None and isinstance(scorer, GenerativePRM) and budget.by_token:
+        raise WcseError(
+            f"budget={recipe.budget!r}: prm={recipe.prm!r} writes verdicts whose length nobody knows before; "
+            "limit seconds or solutions, or take a verifier that reads only"
+        )
     cost = ModelCost.of(policy.spec)
     return lambda: Account(budget, cost, scorer.cost if scorer else None, scored=scorer is not None)
 
@@ -298,8 +314,9 @@ def _jobs(
     def search(root: Node) -> Search:
         return strategy.run(root, config)
 
+    shots = recipe.shots
     for problem in problems:
-        ids = render_problem(policy.tokenizer, problem.prompt, recipe.system_prompt)
+        ids = render_problem(policy.tokenizer, problem.prompt, recipe.system_prompt, shots)
         yield Job(problem.id, ids, problem.prompt, search, recipe.seed, charges())
 
 

@@ -15,11 +15,12 @@ from wcse.kernels.ops.attention import device_plan, rope_write_kv, tree_attentio
 from wcse.kernels.ops.common import Backend
 from wcse.kernels.ops.decoding import DecodeRows, advance, grow
 from wcse.kernels.ops.layers import Layer, Shape, Stack, Step, decoder_layers, layers_by_ops
-from wcse.kernels.ops.linear import Linear, linear
+from wcse.kernels.ops.linear import Linear, linear, linear_paths
 from wcse.kernels.ops.rows import Activation, add_rms_norm, gated_act, rms_norm
 from wcse.kernels.ops.sampling import sample, token_logprobs
 from wcse.kernels.ops.scoring import group_top_k, score_steps
 from wcse.kernels.packed import (
+    INTEGER,
     Format,
     PackedLinear,
     QuantizedWeight,
@@ -33,6 +34,7 @@ from wcse.kernels.scaled import FP8, ScaledPages
 
 __all__ = [
     "FP8",
+    "INTEGER",
     "PAGE",
     "Activation",
     "Backend",
@@ -57,6 +59,7 @@ __all__ = [
     "grow",
     "layers_by_ops",
     "linear",
+    "linear_paths",
     "pack_linear",
     "pack_quantized",
     "quantize",

@@ -19,6 +19,7 @@ from wcse.kernels.ops.common import F32, I32, Backend, address, check, check_pag
 from wcse.kernels.ops.linear import Linear, linear, packed_weight
 from wcse.kernels.ops.rows import Activation, add_rms_norm, gated_act, rms_norm
 from wcse.kernels.ops.scoring import native_layer
+from wcse.kernels.scaled import ScaledPages
 from wcse.types import WcseError
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Step:
         plan: of this step; see ``tree_attention``.
         ropes: cosines and sines [Pmax, d / 2]; ``Layer.rope`` says which a layer takes.
         k_pages, v_pages: pools [layers, P, Hkv, d, 16] and [layers, P, Hkv, 16, d], written in place; of float32 or
-            float16 for the native code.
+            float16 for the native code. Other backends take pages of 8 bits too, a layer at a time.
         out_rows: int64 [O], the rows whose result is wanted, in this order.
     """
 
@@ -152,8 +153,8 @@ class Step:
     slots: Tensor
     plan: _core.Plan | DevicePlan
     ropes: Sequence[tuple[Tensor, Tensor]]
-    k_pages: Tensor
-    v_pages: Tensor
+    k_pages: Tensor | Sequence[ScaledPages]
+    v_pages: Tensor | Sequence[ScaledPages]
     out_rows: Tensor
 
 
@@ -168,7 +169,12 @@ def decoder_layers(stack: Stack, step: Step, *, backend: Backend = "auto") -> Te
     """
     if pick(backend, step.x) != "cpp" or not isinstance(step.plan, _core.Plan):
         return layers_by_ops(stack, step, backend=backend)
-    half = _check_step(stack, step)
+    k_pages, v_pages = step.k_pages, step.v_pages
+    if not (isinstance(k_pages, Tensor) and isinstance(v_pages, Tensor)):
+        raise WcseError(
+            "keys and values of 8 bits are for the other backends; the native code takes float32 or float16"
+        )
+    half = _check_step(stack, step, k_pages, v_pages)
     rows, n_out = len(step.x), len(step.out_rows)
     out = torch.empty((n_out, stack.shape.dim))
     try:
@@ -179,9 +185,9 @@ def decoder_layers(stack: Stack, step: Step, *, backend: Backend = "auto") -> Te
             step.positions.data_ptr(),
             step.slots.data_ptr(),
             [(cos.data_ptr(), sin.data_ptr(), len(cos)) for cos, sin in step.ropes],
-            step.k_pages.data_ptr(),
-            step.v_pages.data_ptr(),
-            step.k_pages.shape[1],
+            k_pages.data_ptr(),
+            v_pages.data_ptr(),
+            k_pages.shape[1],
             half,
             step.out_rows.data_ptr(),
             n_out,
@@ -193,7 +199,7 @@ def decoder_layers(stack: Stack, step: Step, *, backend: Backend = "auto") -> Te
     return out
 
 
-def _check_step(stack: Stack, step: Step) -> bool:
+def _check_step(stack: Stack, step: Step, k_pages: Tensor, v_pages: Tensor) -> bool:
     """Refuse what the native code cannot take; whether the pools hold float16."""
     shape, rows, d = stack.shape, step.x.shape[0], stack.shape.head_dim
     if rows != step.plan.n_rows:
@@ -209,8 +215,8 @@ def _check_step(stack: Stack, step: Step) -> bool:
         check("sin", sin, F32, tuple(cos.shape))
     if max(layer.rope for layer in stack.layers) >= len(step.ropes):
         raise WcseError(f"the step has {len(step.ropes)} rotary tables, the layers take more")
-    pages = (len(stack.layers), step.k_pages.shape[1], shape.n_kv_heads)
-    return check_pages(step.k_pages, step.v_pages, pages, d)
+    pages = (len(stack.layers), k_pages.shape[1], shape.n_kv_heads)
+    return check_pages(k_pages, v_pages, pages, d)
 
 
 def layers_by_ops(stack: Stack, step: Step, *, backend: Backend = "auto") -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -19,9 +21,28 @@ from wcse.types import WcseError
 
 pytest.importorskip("triton")
 
+import triton.language as tl
+
 from wcse.kernels.triton import work
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def rounding_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter drops the carry of a number that rounds up to a power of two, and so halves it."""
+    if DEVICE.type == "cuda":
+        return
+    from triton.runtime import interpreter
+
+    theirs = interpreter._convert_float
+
+    def convert(numbers: np.ndarray, given: Any, wanted: Any, mode: Any) -> np.ndarray:
+        if wanted == tl.float8e4nv and given == tl.float32:
+            return torch.from_numpy(numbers).to(ops.FP8).view(torch.uint8).numpy()
+        return theirs(numbers, given, wanted, mode)
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
 def scaled(values: torch.Tensor, *, keys: bool) -> ops.ScaledPages:
@@ -77,10 +98,11 @@ def test_what_is_written_is_what_the_reference_writes() -> None:
         )
     for ours, reference in zip(pools[1], pools[0], strict=True):
         assert ours.isfinite().all()
-        # A number between two may round either way: one step is at most 1/8 of it. The interpreter forgets the carry
-        # where that is a power of two, which halves the number.
-        near = (ours - reference).abs() <= reference.abs() * (0.13 if DEVICE.type == "cuda" else 0.51) + 1e-5
-        assert near.all() and (ours == reference).float().mean() > 0.99
+        # Values and factors have the reference's bits. A rotation may differ in its last one, and a number between two
+        # then rounds the other way: one step is at most 1/8 of it.
+        assert ((ours - reference).abs() <= reference.abs() * 0.126 + 1e-5).all()
+        assert (ours == reference).float().mean() > 0.99
+    assert torch.equal(pools[1][1], pools[0][1])
 
 
 def test_scaled_products_are_near_the_exact_ones() -> None:

@@ -15,7 +15,8 @@ from typing import Any
 from wcse.adapters.rollouts import Rollout, rollouts
 from wcse.engine.driver import Driver, Job, Scorer
 from wcse.engine.engine import Engine
-from wcse.engine.llm import pages_in, swap_weights
+from wcse.engine.llm import swap_weights
+from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
 from wcse.prompts import render_chat, render_text
@@ -51,7 +52,7 @@ class TrlRollout:
         max_num_seqs: int = 256,
     ) -> None:
         loaded = model if isinstance(model, LoadedModel) else load_model(model)
-        self.engine = Engine(loaded, max_rows=max_num_seqs, num_pages=pages_in(loaded, kv_memory))
+        self.engine = Engine(loaded, max_rows=max_num_seqs, memory=Memory.gib(kv_memory))
         self.rule = StepRule(delimiter)
         self.scorer: Scorer | None = None
         if prm is not None:

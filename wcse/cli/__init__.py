@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wcse.cli import audit, bench, experiment, optimal, plan, plot, prm, serve, solve, synth, train
+from wcse.cli import audit, bench, experiment, optimal, plan, plot, prm, prm_train, serve, solve, synth, train
 from wcse.cli import eval as evaluation
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
@@ -30,6 +30,7 @@ COMMANDS: tuple[Command, ...] = (
     *audit.COMMANDS,
     *prm.COMMANDS,
     *bench.COMMANDS,
+    *prm_train.COMMANDS,
 )
 
 GROUPS: dict[str, str] = {

@@ -29,8 +29,12 @@ def plan(options: Options) -> int:
         )
     if recipe.prm == SHARED:
         print("the verifier is a head on the policy: it needs next to nothing")
-    used = sum(model.fixed + fit.kv_of(model) for model in fit.models)
-    print(f"in all {used / gib:.2f} GiB; {fit.pages} pages of 16 tokens for each model")
+    kv = sum(fit.kv_of(model) for model in fit.models)
+    used = sum(model.fixed for model in fit.models) + kv
+    print(
+        f"in all {used / gib:.2f} GiB, {kv / gib:.2f} GiB of it for keys and values: {fit.pages} pages of 16 tokens "
+        "for each model"
+    )
     if not fit.fits:
         print(
             "It does not fit: take smaller models, quantization, fewer rows (batch_size) or less kv_memory_gb."
@@ -48,16 +52,24 @@ def plan(options: Options) -> int:
 _PLAN = (
     ("policy", {"metavar": "P", "help": "model: folder, .gguf file, tiny-wc, or hub id"}),
     ("prm", {"metavar": "R", "help": "verifier: a model, or 'shared'"}),
+    ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
     ("device", {"metavar": "D", "help": "cpu (default) or cuda"}),
     ("dtype", {"metavar": "T", "help": "auto, float32, bfloat16 or float16"}),
     ("kv-cache-dtype", {"metavar": "T", "help": "auto, float16; on a GPU fp8"}),
-    ("quantization", {"metavar": "Q", "help": "int8, int4, gguf; on a GPU fp8"}),
+    ("quantization", {"metavar": "Q", "help": "int8, int4, gguf, w8a8, w4a8, gguf_a8; on a GPU fp8"}),
     ("prm-quantization", {"metavar": "Q", "help": "the same for the verifier"}),
     ("n", {"type": int, "metavar": "N", "help": "solutions of a problem (default 4)"}),
     ("prompt-tokens", {"type": int, "metavar": "K", "help": "tokens of a prompt (default 512)"}),
     ("max-tokens", {"type": int, "metavar": "K", "help": "tokens of a solution (default 1024)"}),
     ("batch-size", {"type": int, "metavar": "ROWS", "help": "most rows in a batch (default 256)"}),
-    ("kv-memory-gb", {"type": float, "metavar": "GB", "help": "for keys and values of each model"}),
+    (
+        "kv-memory-gb",
+        {
+            "type": float,
+            "metavar": "GB",
+            "help": "for keys and values of all models (default: 2; on a GPU what is free)",
+        },
+    ),
 )
 
 COMMANDS = (

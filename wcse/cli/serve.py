@@ -72,7 +72,7 @@ _SERVE = (
     ("device", {"metavar": "D", "help": "cpu or cuda (default cpu)"}),
     ("dtype", {"metavar": "T", "help": "float32, bfloat16 or float16 (default: float32; bfloat16 on a GPU)"}),
     ("kv-cache-dtype", {"metavar": "T", "help": "keys and values: auto, float16; on a GPU fp8"}),
-    ("quantization", {"metavar": "Q", "help": "policy weights: int8, int4, gguf, or fp8 on a GPU"}),
+    ("quantization", {"metavar": "Q", "help": "policy weights, as in solve; on a GPU fp8"}),
     ("host", {"metavar": "H", "help": "address to listen on (default 127.0.0.1; others need a key)"}),
     ("port", {"type": int, "metavar": "N", "help": "port (default 8000)"}),
     ("api-key-file", {"metavar": "FILE", "help": f"accepted keys, one a line; also ${KEY_VARIABLE}"}),

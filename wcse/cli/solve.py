@@ -93,13 +93,19 @@ def _solve(recipe: Recipe, problems: Sequence[Problem], journal: Journal, *, qui
 def _profiled(
     recipe: Recipe, problems: Sequence[Problem], journal: Journal, directory: str, *, quiet: bool
 ) -> None:
-    """Solve, and say where the time went."""
+    """Solve, and say where the time went and which kernels the matrices took."""
+    from wcse.kernels import ops
     from wcse.profile import Profile
 
     with Profile() as profile:
         _solve(recipe, problems, journal, quiet=quiet)
-    (Path(directory) / "profile.json").write_text(json.dumps(profile.times.to_json(), indent=2) + "\n")
-    print(f"{profile.times.table()}\n", file=sys.stderr)
+    matrices = {"policy": ops.linear_paths(recipe.quantization)}
+    if recipe.prm is not None:
+        matrices["prm"] = ops.linear_paths(recipe.prm_quantization)
+    told = profile.times.to_json() | {"matrices": matrices}
+    (Path(directory) / "profile.json").write_text(json.dumps(told, indent=2) + "\n")
+    lines = "\n".join(f"{name}'s matrices: {path}" for name, path in matrices.items())
+    print(f"{profile.times.table()}\n{lines}\n", file=sys.stderr)
 
 
 def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -> Journal:
@@ -211,7 +217,8 @@ SOLVE_OPTIONS = (
         "quantization",
         {
             "metavar": "Q",
-            "help": "policy weights: int8, int4, gguf (as in the file), fp8 (GPU) (default: dtype)",
+            "help": "policy weights: int8, int4 or gguf (as in the file); with 8-bit inputs too: w8a8, w4a8, gguf_a8; "
+            "on a GPU fp8 (default: those of dtype)",
         },
     ),
     (
@@ -264,6 +271,8 @@ SOLVE_OPTIONS = (
     ("agg-strategy", {"metavar": "A", "help": "last, min, prod or mean (default: the verifier's own)"}),
     ("seed", {"type": int, "metavar": "S", "help": "seed of all random numbers (default 42)"}),
     ("system-prompt", {"metavar": "TEXT", "help": "system turn before each problem"}),
+    ("few-shot", {"metavar": "SET", "help": "solved examples before it: a set's name or a JSONL file"}),
+    ("few-shot-k", {"type": int, "metavar": "K", "help": "only the first K examples"}),
     *RUNTIME,
 )
 _SAL = (

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from wcse.engine.memory import FEWEST, KV_GIB, MOST_PAGES
 from wcse.flops import ModelCost
 from wcse.models.kv_pool import KVPool
 from wcse.models.spec import ModelSpec
@@ -19,8 +20,8 @@ PAGE = 16
 GPU_SHARE = 0.9
 """Of a GPU's free memory; the rest is for libraries, fragments and graphs (vLLM's ``gpu_memory_utilization``)."""
 
-MOST_PAGES = 2**20
-_BITS = {"int8": 8.5, "int4": 5.0, "fp8": 8.0}  # of a weight, with its factors
+# Bits of a weight, with its factors: of the layers, and of embedding and output matrix.
+_BITS = {"int8": (8.5, 8.5), "w8a8": (8.5, 8.5), "int4": (5.0, 8.5), "w4a8": (5.0, 8.5)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,10 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Models on a device. All pools have as many pages: verifier and policy store the same tokens."""
+    """Models on a device, counted as if all had as many pages: verifier and policy store the same tokens.
+
+    On a GPU the pools have these sizes; on a CPU the models share ``kv``, and pages go to who needs them.
+    """
 
     device: str
     total: int  # bytes
@@ -55,7 +59,7 @@ class Fit:
 
     @property
     def fits(self) -> bool:
-        return self.pages >= 8 and sum(model.fixed for model in self.models) + self.kv <= self.free
+        return self.pages >= FEWEST and sum(model.fixed for model in self.models) + self.kv <= self.free
 
     def kv_of(self, model: Footprint) -> int:
         """The model's part of the memory for keys and values, bytes."""
@@ -83,19 +87,19 @@ def footprint(
     """Bytes of a model whose weights are not read.
 
     Args:
-        path: the GGUF file, whose size counts with ``quantization="gguf"``.
+        path: the GGUF file, whose size counts where the weights stay as it has them.
         head: it has an output matrix and makes logits.
         rows: most rows of a step.
     """
     matrices = ModelCost.of(spec, head=False).params
     vocabulary = spec.vocab_size * spec.dim * (2 if head and not spec.tied else 1)
-    if quantization == "gguf":
+    if quantization in ("gguf", "gguf_a8"):
         assert path is not None
         weights = float(path.stat().st_size)
     else:
         wide = dtype.itemsize * 8.0
-        coarse = {None: wide, "int8": 8.5, "int4": 8.5, "fp8": wide}[quantization]
-        weights = (matrices * _BITS.get(quantization or "", wide) + vocabulary * coarse) / 8
+        layers, ends = (8.0, wide) if quantization == "fp8" else _BITS.get(quantization or "", (wide, wide))
+        weights = (matrices * layers + vocabulary * ends) / 8
     # A row of the widest layer: residual, normed, QKV and attention, both halves of the MLP and their product.
     heads = (2 * spec.n_heads + 2 * spec.n_kv_heads) * spec.head_dim
     space = rows * (4 * spec.dim + heads + 3 * spec.ffn_dim) * dtype.itemsize
@@ -105,16 +109,17 @@ def footprint(
 
 
 def plan_memory(device: str, models: tuple[Footprint, ...], *, kv_gib: float | None) -> Fit:
-    """What fits now. ``kv_gib``: for keys and values of all models; None takes what is free, less a margin.
+    """What fits now. ``kv_gib``: for keys and values of all models; None takes ``KV_GIB`` on a CPU and on a GPU what is
+    free, less a margin.
 
     Raises:
         WcseError: the device does not say how much memory it has.
     """
     total, free = memory_of(device)
-    if kv_gib is not None:
-        return Fit(device, total, free, int(kv_gib * 2**30), models)
-    share = GPU_SHARE if torch.device(device).type == "cuda" else 0.5  # a host has other work
-    return Fit(device, total, free, max(0, int(free * share) - sum(model.fixed for model in models)), models)
+    if kv_gib is None and torch.device(device).type == "cuda":
+        spare = int(free * GPU_SHARE) - sum(model.fixed for model in models)
+        return Fit(device, total, free, max(0, spare), models)
+    return Fit(device, total, free, int((kv_gib or KV_GIB) * 2**30), models)
 
 
 def memory_of(device: str) -> tuple[int, int]:

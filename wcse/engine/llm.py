@@ -17,6 +17,7 @@ from tqdm import tqdm
 from wcse.engine.engine import FILL_TOKENS, Engine
 from wcse.engine.fit import footprint, plan_memory
 from wcse.engine.generate import Backend, Generation, Prompt
+from wcse.engine.memory import KV_GIB, Memory
 from wcse.engine.outputs import (
     CompletionOutput,
     PoolingOutput,
@@ -29,16 +30,12 @@ from wcse.engine.params import SamplingParams
 from wcse.engine.pooling import POOLING_TASKS, pool, similarity
 from wcse.engine.reader import Reading
 from wcse.models.decoder import Decoder
-from wcse.models.kv_pool import KVPool
 from wcse.models.load import LoadedModel, load_model, read_config
 from wcse.models.weights import Weights, canonical_names
 from wcse.prompts import render_chat, render_text
 from wcse.types import Quantization, WcseError
 
-__all__ = ["LLM", "CompletionOutput", "PromptInput", "RequestOutput", "pages_in", "to_prompt"]
-
-KV_GIB = 2.0
-"""Memory for keys and values on a CPU, unless something else is asked for."""
+__all__ = ["LLM", "CompletionOutput", "PromptInput", "RequestOutput", "to_prompt"]
 
 PromptInput = str | Sequence[int] | Mapping[str, Any]
 
@@ -50,8 +47,9 @@ class LLM:
         model: a Hugging Face folder, a .gguf file, an embedded model's name ("tiny-wc") or a hub id.
         dtype: of the weights in memory; "auto" and "float32" are the same on a CPU.
         device: "cpu" or "cuda" (see docs/gpu.md).
-        quantization: of the weights in memory: None (float32), "int8", "int4", or "gguf" (as the file has them); a
-            model that is loaded already keeps its own. On a GPU "fp8".
+        quantization: of the weights in memory: None (float32), "int8", "int4", or "gguf" (as the file has them);
+            "w8a8", "w4a8" and "gguf_a8" round the inputs of matrices to 8 bits too. On a GPU "fp8". A model that is
+            loaded already keeps its own.
         kv_cache_dtype: of keys and values: "auto" (that of the weights); "float16", which takes half the memory of
             float32, on a CPU; "fp8" on a GPU.
         seed: of all random numbers; the same seed gives the same completions whatever the batch.
@@ -96,8 +94,8 @@ class LLM:
             loaded = replace(loaded, context=max_model_len)
         self.model = loaded
         self.seed = seed
-        memory = kv_memory if kv_memory is not None else kv_gib(loaded, rows=max_num_seqs)
-        self.engine = Engine(loaded, max_rows=max_num_seqs, num_pages=pages_in(loaded, memory))
+        memory = Memory.gib(kv_memory) if kv_memory is not None else _memory(loaded, rows=max_num_seqs)
+        self.engine = Engine(loaded, max_rows=max_num_seqs, memory=memory)
         self.backend = Backend(self.engine, max_logprobs=max_logprobs)
         self._requests = 0
 
@@ -336,23 +334,11 @@ def to_prompt(model: LoadedModel, prompt: PromptInput) -> Prompt:
     return Prompt(ids=ids)
 
 
-def pages_in(model: LoadedModel, gib: float) -> int:
-    """Pages of 16 tokens that fit in ``gib`` GiB of keys and values.
-
-    Raises:
-        WcseError: not even a few pages fit.
-    """
-    count = int(gib * 2**30) // KVPool.page_bytes(model.spec, model.decoder.kv_dtype)
-    if count < 8:
-        raise WcseError(f"kv_memory={gib}: holds {count} pages of 16 tokens; give more GiB")
-    return min(count, 2**20)
-
-
-def kv_gib(model: LoadedModel, *, rows: int) -> float:
-    """GiB for keys and values of a loaded model: 2 on the CPU, on a GPU most of what is free."""
+def _memory(model: LoadedModel, *, rows: int) -> Memory:
+    """For keys and values of a loaded model: 2 GiB on the CPU, on a GPU most of what is free."""
     decoder = model.decoder
     if decoder.device.type != "cuda":
-        return KV_GIB
+        return Memory.gib(KV_GIB)
     kinds: dict[str, Any] = {
         "dtype": decoder.dtype,
         "kv_dtype": decoder.kv_dtype,
@@ -360,7 +346,7 @@ def kv_gib(model: LoadedModel, *, rows: int) -> float:
     }
     need = footprint(model.spec, role="model", name=model.name, rows=rows + FILL_TOKENS, **kinds)
     fit = plan_memory(str(decoder.device), (replace(need, weights=0),), kv_gib=None)
-    return fit.kv / 2**30
+    return Memory(fit.kv)
 
 
 def _load(model: str | Path, **options: Any) -> LoadedModel:

@@ -65,7 +65,8 @@ class Decoder:
             dtype: on that device.
             quantization: how matrices are kept in memory. None: float32. "int8" and "int4": quantised while they
                 are read, as in ``ops.pack_linear``; with "int4" the embedding and the output matrix have 8 bits,
-                for they cost most accuracy. "gguf": in the codes of the file, which gives the bits of None. On a
+                for they cost most accuracy. "gguf": in the codes of the file, which gives the bits of None. "w8a8",
+                "w4a8", "gguf_a8": these three, and the inputs of every matrix are rounded to 8 bits as well. On a
                 device there is "fp8" alone: e4m3 with a factor for each output; embedding and output matrix stay.
             kv_dtype: of keys and values; None takes float32 on the CPU, which also knows float16, and ``dtype``
                 elsewhere, where there is float8_e4m3fn too.
@@ -104,18 +105,19 @@ class Decoder:
         self, weights: Weights, parts: dict[str, int], columns: int, quantization: Quantization | None
     ) -> ops.Linear:
         """Matrices [rows, columns] below one another, packed; ``parts`` maps their names to their rows."""
-        if quantization == "gguf":
+        if quantization in ("gguf", "gguf_a8"):
             stored = [weights.quantized(name, size, columns) for name, size in parts.items()]
             codes = [part for part in stored if part is not None]
             if len(codes) == len(stored):
-                return ops.pack_quantized(ops.stack(codes))
+                return ops.pack_quantized(ops.stack(codes), integer=quantization == "gguf_a8")
         rows = [weights.tensor(name, size, columns) for name, size in parts.items()]
         matrix = rows[0] if len(rows) == 1 else torch.cat(rows)
         if self.dense and quantization == "fp8":
             return ops.Fp8Linear.of(matrix.to(self.device))
         if self.dense:
             return ops.DenseLinear(matrix.to(self.device, self.dtype))
-        return ops.pack_linear(matrix, "fp32" if quantization in (None, "gguf") else quantization)
+        kept = quantization in (None, "gguf", "gguf_a8")  # a file's floats stay floats
+        return ops.pack_linear(matrix, "fp32" if kept else quantization)
 
     def pool(self, num_pages: int) -> KVPool:
         """Keys and values for this decoder."""
@@ -153,8 +155,8 @@ class Decoder:
 
     def _vocabulary(self, name: str, weights: Weights) -> ops.Linear:
         """The matrix of one row per token; never of 4 bits, nor of floats of 8."""
-        coarse: dict[Quantization | None, Quantization | None] = {"int4": "int8", "fp8": None}
-        how = coarse.get(self.quantization, self.quantization)
+        finer: dict[Quantization | None, Quantization | None] = {"int4": "int8", "w4a8": "w8a8", "fp8": None}
+        how = finer.get(self.quantization, self.quantization)
         return self._pack(weights, {name: self.spec.vocab_size}, self.spec.dim, how)
 
     def _read_embedding(self, weights: Weights) -> Tensor | ops.Linear:

@@ -17,7 +17,8 @@ from wcse.data.grading import classify
 from wcse.engine.driver import Driver, Scorer
 from wcse.engine.engine import Engine
 from wcse.engine.generate import Backend, Prompt
-from wcse.engine.llm import pages_in, to_prompt
+from wcse.engine.llm import to_prompt
+from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
 from wcse.prompts import render_chat
@@ -44,6 +45,7 @@ class ServeConfig:
         name: what clients call it; None: its own name.
         prm: verifier, as in a recipe; None: only searches without one.
         device, dtype, kv_cache_dtype, quantization: as for ``LLM``; all but the last are the verifier's too.
+        kv_memory: GiB for keys and values of policy and verifier together; on a GPU of each.
         keys: accepted API keys; none: callers on this machine only.
         structured: take JSON schemas and grammars from requests.
         delimiter: what ends a step of a search.
@@ -80,8 +82,8 @@ class Service:
         self.config = config
         self.model = _shortened(model or _load(config), config.max_model_len)
         self.name = config.name or self.model.name
-        pages = pages_in(self.model, config.kv_memory)
-        self.engine = Engine(self.model, max_rows=config.max_num_seqs, num_pages=pages)
+        self.engine = Engine(self.model, max_rows=config.max_num_seqs, memory=Memory.gib(config.kv_memory))
+        pages = self.engine.runner.tree.stats()["total"]
         self.backend = Backend(self.engine, max_logprobs=config.max_logprobs)
         self.scorer = _scorer(config, self.engine)
         self.judge = MathPool()
@@ -229,7 +231,7 @@ def _scorer(config: ServeConfig, engine: Engine) -> Scorer | None:
     return load_verifier(
         config.prm,
         engine,
-        kv_memory=config.kv_memory,
+        kv_memory=engine.runner.memory if config.device == "cpu" else config.kv_memory,
         family=config.prm_family,
         device=config.device,
         dtype=config.dtype,

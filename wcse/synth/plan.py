@@ -9,10 +9,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from wcse.engine.fit import footprint
+from wcse.engine.memory import KV_GIB
 from wcse.models.load import find_model
-from wcse.models.spec import ModelSpec
-from wcse.solve import KV_GIB
 from wcse.synth.card import table
 from wcse.synth.cost import Charge, Size, price_of
 from wcse.synth.generate import LocalExecutor, model_spec
@@ -108,20 +111,14 @@ def _expected(unit: Unit, pilot: Charge) -> Charge:
 
 
 def memory_gib(recipe: SynthRecipe, sampler: str) -> float:
-    """Weights in fp32 and the pools of keys and values of a sampler's models, GiB."""
+    """Weights in fp32 of a sampler's models and their budget for keys and values, GiB."""
     spec = recipe.samplers[sampler]
-    kv = recipe.kv_memory_gb or KV_GIB
-    total = _weights_gib(model_spec(spec.model)) + kv
+    names = [spec.model]
     if spec.verifier is not None and spec.reads_verifier:
-        total += _weights_gib(model_spec(spec.verifier)) + kv
-    return total
-
-
-def _weights_gib(spec: ModelSpec) -> float:
-    heads, kv = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-    layer = spec.dim * (2 * heads + 2 * kv) + 3 * spec.dim * spec.ffn_dim
-    tables = spec.vocab_size * spec.dim * (1 if spec.tied else 2)
-    return (len(spec.layers) * layer + tables) * 4 / 2**30
+        names.append(spec.verifier)
+    kinds: dict[str, Any] = {"role": "model", "dtype": torch.float32, "kv_dtype": torch.float32, "rows": 1}
+    weights = sum(footprint(model_spec(name), name=name, **kinds).weights for name in names)
+    return weights / 2**30 + (recipe.kv_memory_gb or KV_GIB)
 
 
 def plan_text(recipe: SynthRecipe, problems: int, lines: Sequence[Line]) -> str:
