@@ -46,7 +46,10 @@ def record(index: int, strategy: str, recipe: Recipe, **policy: Any) -> SolveRec
     )
     written = sum(len(node.token_ids) for node in nodes)
     prompt = len(root.token_ids)
-    ledger = Ledger(prompt + written, 0, written, prompt + written if entry.needs_prm else 0)
+    read = prompt + written if entry.needs_prm else 0
+    ledger = Ledger(
+        prompt + written, 0, written, read, policy_flops=2.0 * (prompt + written), prm_flops=2.0 * read
+    )
     graded = Graded.of(problem(index), solutions, config.aggregation if entry.needs_prm else None, None)
     return graded.record(str(spec), selector=None, nodes=nodes, ledger=ledger, prompt_tokens=prompt)
 

@@ -143,14 +143,12 @@ def _curve(
 
 
 def rivals(side: Side) -> list[Cell]:
-    """What a larger model is asked to show: one sample, and each of its sample sets at its largest N."""
-    found: list[Cell] = []
-    for name, cells in side.curves().items():
-        if name == "greedy":
-            continue
-        found += [cell for cell in cells if cell.n == 1 and name == "majority"]
-        found += [cells[-1]] if cells[-1].n > 1 else []
-    return found
+    """What a larger model is asked to show: one sample, and the best of its sample sets at its largest N."""
+    samples = [cell for cell in side.cells if cell.sampler]
+    one = [cell for cell in samples if cell.n == 1 and without_n(cell.strategy) == "majority"]
+    most = max(cell.n for cell in samples)
+    last = [cell for cell in samples if cell.n == most > 1]
+    return one + sorted(last, key=lambda cell: (-cell.mean(side.problems), cell.strategy))[:1]
 
 
 def equal_flops(small: Side, side: Side, parts: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
