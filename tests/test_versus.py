@@ -21,8 +21,10 @@ STRATEGIES = ("greedy", "majority", "weighted_best_of_n", "beam_search(n=4)", "b
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Side, Side]:
     folder = tmp_path_factory.mktemp("versus")
-    fake_runs.write(folder / "small", STRATEGIES, problems=15)
-    fake_runs.write(folder / "large", ("greedy", "majority"), problems=15, seed=3, policy="bigger")
+    fake_runs.write(folder / "small", STRATEGIES, problems=15, flops=True)
+    fake_runs.write(
+        folder / "large", ("greedy", "majority"), problems=15, flops=True, seed=3, policy="bigger"
+    )
     return Side.read("small", folder / "small"), Side.read("bigger", folder / "large")
 
 
@@ -73,7 +75,7 @@ def test_a_level_is_reached_at_the_first_budget_that_does(sides: tuple[Side, Sid
 
 def test_auto_beside_single_strategies(tmp_path: Path) -> None:
     # The fake journal has no run of auto: rename a search, which costs and reaches the same.
-    fake_runs.write(tmp_path / "run", STRATEGIES, problems=15)
+    fake_runs.write(tmp_path / "run", STRATEGIES, problems=15, flops=True)
     side = Side.read("small", tmp_path / "run")
     cells = tuple(
         cell.__class__("auto(n=8)", 8, False, cell.accuracy, cell.tokens, cell.flops)
