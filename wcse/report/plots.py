@@ -87,7 +87,7 @@ def plot(
     left = max([WIDTH - _RIGHT + 40.0, *(x + 24 for x in at)])  # points that were moved aside push the names
     parts.append(_labels(frame, lines, points, at, left))
     label = escape(f"{y_title} against {x_title}", quote=True)
-    names = [mark.name for mark in (*lines, *points)]
+    names = [line.name for line in lines] + [point.name for point in points]
     width = round(left + max(_RIGHT - 40.0, _LETTER * max(map(len, names), default=0)))
     opening = f'<svg class="plot" viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{label}">'
     return f"{opening}{''.join(parts)}</svg>"
