@@ -121,6 +121,15 @@ def test_fit_and_judge_on_other_problems(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "v").exists()
 
 
+def test_impossible_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, spec = ["--out", str(tmp_path / "v")], ["--problems", "chain_sum:size=6,seed=40000000"]
+    assert main(["versus", *RUN, *spec, *out, "--n", "4", "--budgets", "8"]) == 2
+    assert "n=4 is below the largest budget 8" in capsys.readouterr().err
+    assert main(["versus", *RUN, *spec, *out, "--larger", "other/tiny-wc"]) == 2
+    assert "'tiny-wc' would be the directory of two runs" in capsys.readouterr().err
+    assert not (tmp_path / "v").exists()
+
+
 def test_the_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "versus",

@@ -21,6 +21,12 @@ def versus(options: Options) -> int:
     """Fit the policy file, run what is missing, and write ``versus.json`` and ``versus.html``."""
     folder, budgets = Path(options["out"]), sorted(options.get("budgets", (8, 16, 32)))
     recipe = {name: value for name, value in options.items() if name not in _OWN}
+    most = options.get("n", max(budgets))
+    if most < max(budgets):
+        raise WcseError(
+            f"n={most} is below the largest budget {max(budgets)}; raise n or give smaller budgets"
+        )
+    _refuse_equal_names(options)
     _refuse_known_problems(options)
     strategies = _strategies(options, budgets)
     if "fit" in options:
@@ -30,7 +36,6 @@ def versus(options: Options) -> int:
         recipe_small = recipe | {"strategy_policy": str(folder / "fit" / "policy.json")}
     else:
         recipe_small = recipe
-    most = options.get("n", max(budgets))
     runs = {_name(options["policy"]): recipe_small | {"strategies": strategies, "n": most}}
     for model in options.get("larger", ()):
         runs[_name(model)] = _larger(options, recipe, model)
@@ -41,6 +46,17 @@ def versus(options: Options) -> int:
             return code
     _finish(folder, list(runs), options)
     return 0
+
+
+def _refuse_equal_names(options: Options) -> None:
+    """Each model has a directory of its name."""
+    names = ["fit", *(_name(model) for model in (options["policy"], *options.get("larger", ())))]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise WcseError(
+            f"policy and larger: {twice[0]!r} would be the directory of two runs; give models whose files or "
+            "folders have different names (not 'fit')"
+        )
 
 
 def _refuse_known_problems(options: Options) -> None:
