@@ -127,6 +127,9 @@ def test_impossible_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "n=4 is below the largest budget 8" in capsys.readouterr().err
     assert main(["versus", *RUN, *spec, *out, "--larger", "other/tiny-wc"]) == 2
     assert "'tiny-wc' would be the directory of two runs" in capsys.readouterr().err
+    few = ["--fit", "chain_sum:size=5,seed=40001000"]
+    assert main(["versus", *RUN, *spec, *out, *few]) == 2
+    assert "5 problems are too few to choose from; give 6 or more" in capsys.readouterr().err
     assert not (tmp_path / "v").exists()
 
 

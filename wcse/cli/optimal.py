@@ -13,12 +13,15 @@ from wcse.cli.solve import SOLVE_OPTIONS, solve
 from wcse.types import WcseError
 
 SAMPLERS = ("majority", "best_of_n", "weighted_best_of_n")
+FEWEST = 6
+"""Problems that a sweep needs: five bins, in two folds."""
 _OWN = ("budgets", "strategies", "difficulty", "probes", "bins", "out", "quiet")
 
 
 def optimal(options: Options) -> int:
     """Run what the sweep lacks, fit, print, and write ``optimal.json`` and ``policy.json``."""
     from wcse.optimal.difficulty import Difficulty
+    from wcse.problems import load_problems
     from wcse.recipe import Recipe
 
     budgets = sorted(options.get("budgets", (4, 16)))
@@ -38,7 +41,12 @@ def optimal(options: Options) -> int:
         ),
         "out": str(folder / "sweep"),
     }
-    Recipe.parse({k: v for k, v in recipe.items() if k != "quiet"})  # refuse before anything is written
+    checked = Recipe.parse({k: v for k, v in recipe.items() if k != "quiet"})  # before anything is written
+    count = len(load_problems(checked.problems, limit=checked.limit))
+    if count < FEWEST:
+        raise WcseError(
+            f"problems={checked.problems!r}: {count} problems are too few to choose from; give {FEWEST} or more"
+        )
     code = solve(recipe)
     if code == 0:
         _fit(folder, budgets, difficulty)
