@@ -23,7 +23,8 @@ import torch
 
 from wcse import Recipe, _core, load_problems, solve_all
 from wcse.data.record import SolveRecord
-from wcse.models.decoder import Batch, KVPool
+from wcse.models.decoder import Batch
+from wcse.models.kv_pool import KVPool
 from wcse.models.load import LoadedModel, load_model
 from wcse.prompts import render_problem
 

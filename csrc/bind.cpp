@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "arrays.h"
+#include "cpu/bind_forward.h"
 #include "cpu/bind_kernels.h"
 #include "kv_tree.h"
 #include "plan.h"
@@ -195,5 +196,6 @@ PYBIND11_MODULE(_core, m) {
     bind_text(m);
     bind_thread_pool(m);
     wcse::bind_kernels(m);
+    wcse::bind_forward(m);
     wcse::bind_testing(m);
 }

@@ -123,9 +123,15 @@ def rope_write_kv(
     q, k = (rope(part, cos[position], sin[position]) for part in (q, k))
     page, offset = slots.long() // PAGE, slots.long() % PAGE
     # A value that is not finite would reach every later reader of its page (0 x NaN = NaN).
-    k_pages[page, :, :, offset] = torch.where(k.isfinite(), k, 0).to(k_pages.dtype)
-    v_pages[page, :, offset, :] = torch.where(v.isfinite(), v, 0).to(v_pages.dtype)
+    k_pages[page, :, :, offset] = _storable(k, k_pages.dtype)
+    v_pages[page, :, offset, :] = _storable(v, v_pages.dtype)
     return q.contiguous()
+
+
+def _storable(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``; 0 where not finite, and the largest number where it is too large for that."""
+    most = torch.finfo(dtype).max
+    return torch.where(x.isfinite(), x, 0).clamp(-most, most).to(dtype)
 
 
 _MASK32 = 0xFFFFFFFF

@@ -14,8 +14,9 @@ import torch
 
 from wcse import LLM, SamplingParams, _core
 from wcse.kernels import ops
-from wcse.models.decoder import Batch, Decoder, KVPool
+from wcse.models.decoder import Batch, Decoder
 from wcse.models.gguf_blocks import decode
+from wcse.models.kv_pool import KVPool
 from wcse.models.load import LoadedModel, load_model
 from wcse.models.weights import Weights
 from wcse.recipe import Recipe

@@ -244,6 +244,7 @@ def tree_attention(
     scale: float,
     softcap: float,
     window: int,
+    half: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -295,6 +296,7 @@ def rope_write_kv(
     n_pages: int,
     eps: float,
     norm_offset: float,
+    half: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -327,3 +329,48 @@ class _testing:
     def plant_fault(tree: KVTree, name: str, node: int) -> None: ...
     @staticmethod
     def loop(n: int, chunk: int, nested: int = 0, fail_at: int = -1) -> tuple[Int32, str]: ...
+
+class LayerArgs:
+    def __init__(
+        self,
+        norms: Sequence[int],
+        matrices: Sequence[tuple[int, int, int, bool, bool, int, int, int]],
+        window: int,
+        rope: int,
+    ) -> None: ...
+
+class Forward:
+    def __init__(
+        self,
+        *,
+        layers: Sequence[LayerArgs],
+        final_norm: int,
+        dim: int,
+        n_heads: int,
+        n_kv_heads: int,
+        d: int,
+        eps: float,
+        norm_offset: float,
+        scale: float,
+        softcap: float,
+        gelu: bool,
+    ) -> None: ...
+    def forward(
+        self,
+        plan: Plan,
+        x: int,
+        rows: int,
+        positions: int,
+        slots: int,
+        ropes: Sequence[tuple[int, int, int]],
+        k_pages: int,
+        v_pages: int,
+        n_pages: int,
+        half: bool,
+        out_rows: int,
+        n_out: int,
+        out: int,
+        threads: int,
+    ) -> None: ...
+
+def stage_seconds() -> list[float]: ...

@@ -95,6 +95,9 @@ class Recipe(Options):
     quantization: Quantization | None = _changes_results(
         None, "the policy's weights in memory: int8, int4, or gguf (as the file has them); none is float32"
     )
+    kv_cache_dtype: Literal["auto", "float16"] | None = _changes_results(
+        None, "keys and values: auto is float32, float16 takes half the memory"
+    )
     prm_quantization: Quantization | None = _changes_results(None, "the same for the verifier's weights")
     problems: str = _changes_results(..., "the problems' specification", min_length=1)
     limit: int | None = _changes_results(None, "keep only the first problems", ge=1)

@@ -64,7 +64,9 @@ class Models:
         Raises:
             WcseError: a model cannot be loaded.
         """
-        policy = load_model(recipe.policy, quantization=recipe.quantization)
+        policy = load_model(
+            recipe.policy, quantization=recipe.quantization, kv_cache_dtype=recipe.kv_cache_dtype or "auto"
+        )
         kv = recipe.kv_memory_gb or KV_GIB
         engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
         scored = any(part.scored for part in plan(recipe))
@@ -199,6 +201,7 @@ def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
         kv_memory=kv,
         family=recipe.prm_family,
         quantization=recipe.prm_quantization,
+        kv_cache_dtype=recipe.kv_cache_dtype or "auto",
     )
 
 

@@ -29,6 +29,7 @@ constexpr Table make_table(const char* name) {
     table.rope = rope;
     table.gated_act = gated_act;
     table.scale = scale;
+    table.widen = widen;
     table.attend = attend;
     table.normalise = normalise;
     table.row_top = row_top;

@@ -24,6 +24,9 @@ inline void store_n(float* p, Reg x, int n) { _mm512_mask_storeu_ps(p, lanes(n),
 inline Reg load_halves(const char* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+inline void store_halves(char* p, Reg x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
 // Packed codes, 32 bits a lane: 2^24 times the signed byte I of each lane, and its half byte I % 4 (low, from I = 4 high).
 using Ints = __m512i;
 inline Ints load_ints(const char* p) { return _mm512_loadu_si512(p); }

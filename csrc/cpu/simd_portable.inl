@@ -49,6 +49,21 @@ inline Reg load_halves(const char* p) {
     }
     return r;
 }
+// Of numbers up to 65504. Below the smallest normal half, adding 0.5 leaves the rounded half in the last bits.
+inline void store_halves(char* p, Reg x) {
+    uint16_t halves[W];
+    for (int i = 0; i < W; i++) {
+        const float number = x[i], size = __builtin_fabsf(number), small = size + 0.5f;
+        uint32_t bits, small_bits, sign;
+        __builtin_memcpy(&bits, &size, sizeof bits);
+        __builtin_memcpy(&small_bits, &small, sizeof small_bits);
+        __builtin_memcpy(&sign, &number, sizeof sign);
+        const uint32_t rounded = (bits + 0xfff + ((bits >> 13) & 1)) >> 13;
+        const uint32_t half = bits < 0x38800000u ? small_bits - 0x3f000000u : rounded - 0x1c000u;
+        halves[i] = static_cast<uint16_t>(half | ((sign >> 16) & 0x8000u));
+    }
+    __builtin_memcpy(p, halves, sizeof halves);
+}
 // Packed codes, 32 bits a lane: 2^24 times the signed byte I of each lane, and its half byte I % 4 (low, from I = 4 high).
 using Ints = Mask;
 inline Ints load_ints(const char* p) {

@@ -2,6 +2,7 @@
 // linear.cpp, rows.cpp, sample.cpp) check, cut the work, own the scratch memory and run the threads.
 // Plain data only: this header is also seen by the files that are compiled with wider instructions.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace wcse::cpu {
@@ -65,7 +66,8 @@ struct RopeArgs {
     const float *cos, *sin;
     const float *q_norm, *k_norm;  // or null
     float* q;
-    float *k_pages, *v_pages;
+    void *k_pages, *v_pages;  // of float, or of halves
+    bool half;
     int n_heads, n_kv_heads, d;
     float eps, norm_offset;
 };
@@ -91,10 +93,11 @@ struct AttendArgs {
     float* scores;   // scratch [ATTEND_ROWS][BLOCK]
     int rows, group, d;
     float cap;  // softcap * log2(e), or 0
-    // Pages of the block that follows, to be fetched from memory meanwhile.
-    const float* next_k[BLOCK_PAGES];
-    const float* next_v[BLOCK_PAGES];
+    // Pages of the block that follows, as they are stored, to be fetched from memory meanwhile.
+    const char* next_k[BLOCK_PAGES];
+    const char* next_v[BLOCK_PAGES];
     int next_pages;
+    int64_t page_bytes;
 };
 
 // The most likely end of a row of logits: ids with x > value, and those with x == value up to last_id.
@@ -124,6 +127,7 @@ struct Table {
     void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
     void (*gated_act)(const GatedArgs&, int64_t begin, int64_t end);
     void (*scale)(float* out, const float* x, float factor, int64_t n);
+    void (*widen)(float* out, const char* halves, int64_t n);  // n is a multiple of 16
     void (*attend)(const AttendArgs&);
     void (*normalise)(float* out, const float* acc, const float* sum, int64_t rows, int64_t d);
     // Sampler. exp below means exp2((x - top) * scale).

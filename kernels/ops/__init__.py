@@ -13,6 +13,7 @@ Knows nothing of models, trees or engines.
 from wcse.kernels.dense import DenseLinear
 from wcse.kernels.ops.attention import device_plan, rope_write_kv, tree_attention
 from wcse.kernels.ops.common import Backend
+from wcse.kernels.ops.layers import Layer, Shape, Stack, Step, decoder_layers, layers_by_ops
 from wcse.kernels.ops.linear import Linear, linear
 from wcse.kernels.ops.rows import Activation, add_rms_norm, gated_act, rms_norm
 from wcse.kernels.ops.sampling import sample, token_logprobs
@@ -34,13 +35,19 @@ __all__ = [
     "Backend",
     "DenseLinear",
     "Format",
+    "Layer",
     "Linear",
     "PackedLinear",
     "QuantizedWeight",
+    "Shape",
+    "Stack",
+    "Step",
     "add_rms_norm",
+    "decoder_layers",
     "device_plan",
     "gated_act",
     "group_top_k",
+    "layers_by_ops",
     "linear",
     "pack_linear",
     "pack_quantized",

@@ -210,6 +210,10 @@ SOLVE_OPTIONS = (
         "quantization",
         {"metavar": "Q", "help": "policy weights: int8, int4 or gguf (as in the file) (default: float32)"},
     ),
+    (
+        "kv-cache-dtype",
+        {"metavar": "D", "help": "keys and values: float16 takes half the memory (default: float32)"},
+    ),
     ("prm-quantization", {"metavar": "Q", "help": "the same for the verifier's weights"}),
     ("problems", {"metavar": "SPEC", "help": "see below"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems"}),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +36,7 @@ def load_verifier(
     kv_memory: float,
     family: str | None = None,
     quantization: Quantization | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> SharedHead | SeparatePRM | ImplicitPRM | PolicyScorer:
     """The verifier of that name: 'shared', 'policy:MEASURE', or a model of its own.
 
@@ -45,7 +47,9 @@ def load_verifier(
         return load_shared_head(engine)
     if name.startswith(OWN):
         return PolicyScorer(engine, name.removeprefix(OWN))
-    return load_prm(name, kv_memory=kv_memory, family=family, quantization=quantization)
+    return load_prm(
+        name, kv_memory=kv_memory, family=family, quantization=quantization, kv_cache_dtype=kv_cache_dtype
+    )
 
 
 def load_shared_head(engine: Engine) -> SharedHead:
@@ -78,6 +82,7 @@ def load_prm(
     family: str | None = None,
     device: str = "cpu",
     quantization: Quantization | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> SeparatePRM | ImplicitPRM:
     """A process reward model with its own KV tree, or two.
 
@@ -87,14 +92,20 @@ def load_prm(
         family: name in ``families.FAMILIES``; None takes what the model says of itself.
         device: "cpu" or "cuda".
         quantization: of its weights (and its reference's) in memory, as in ``load_model``.
+        kv_cache_dtype: of its keys and values, as there.
 
     Raises:
         WcseError: the model cannot be loaded, or its head or vocabulary does not fit the family.
     """
     record = family_named(family) if family else family_of(path, read_config(path))
+    memory: dict[str, Any] = {
+        "device": device,
+        "quantization": quantization,
+        "kv_cache_dtype": kv_cache_dtype,
+    }
     if record.head == "ratio":
-        return _load_implicit(path, record, kv_memory, device, quantization)
-    model = load_model(path, lm_head=False, device=device, quantization=quantization)
+        return _load_implicit(path, record, kv_memory, memory)
+    model = load_model(path, lm_head=False, **memory)
     layout = _layout(record, model, path)
     head = _head(record, model, layout, path).to(model.decoder.device)
     return _separate(model, layout, HeadReader(head), kv_memory)
@@ -125,11 +136,9 @@ def _head(family: Family, model: LoadedModel, layout: Layout, path: str) -> Head
     return Head([(weight.to(torch.float32), None)], family.bounded)
 
 
-def _load_implicit(
-    path: str, family: Family, kv_memory: float, device: str, quantization: Quantization | None
-) -> ImplicitPRM:
+def _load_implicit(path: str, family: Family, kv_memory: float, memory: dict[str, Any]) -> ImplicitPRM:
     """The model and its reference, with half of the memory each."""
-    model = load_model(path, device=device, quantization=quantization)
+    model = load_model(path, **memory)
     name = model.extras.get("reference", family.reference)
     beta = model.extras.get("beta", family.beta)
     if not isinstance(name, str) or not isinstance(beta, int | float) or not beta > 0:
@@ -137,7 +146,7 @@ def _load_implicit(
             f"prm={path!r}: an implicit PRM needs 'reference' (a model) and 'beta' (a positive number) in the "
             f"'wcse' object of its config.json; it has reference={name!r}, beta={beta!r}"
         )
-    reference = load_model(name, device=device, quantization=quantization)
+    reference = load_model(name, **memory)
     if reference.spec.vocab_size < model.spec.vocab_size:
         raise WcseError(
             f"prm={path!r}: its reference {name!r} has {reference.spec.vocab_size} tokens and the PRM "
