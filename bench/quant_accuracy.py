@@ -30,7 +30,7 @@ from wcse.prompts import render_problem
 
 ROOT = Path(__file__).parent.parent
 WINDOW = 512
-FORMATS = ("int8", "int4")
+FORMATS = ("int8", "int4", "w8a8", "w4a8")
 
 
 def logits(model: LoadedModel, tokens: list[int]) -> torch.Tensor:
@@ -64,7 +64,7 @@ def compare(name: str, exact: LoadedModel, windows: list[list[int]]) -> None:
     want = [logits(exact, window) for window in windows]
     base = perplexity(want, windows)
     print(f"{name}: float32, {exact.decoder.weight_bytes / 2**20:.0f} MiB, perplexity {base:.3f}")
-    formats = (*FORMATS, "gguf") if exact.path.suffix == ".gguf" else FORMATS
+    formats = (*FORMATS, "gguf", "gguf_a8") if exact.path.suffix == ".gguf" else FORMATS
     for quantization in formats:
         model = load_model(name, quantization=quantization)
         got = [logits(model, window) for window in windows]

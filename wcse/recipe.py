@@ -93,7 +93,9 @@ class Recipe(Options):
     )
     prm_family: str | None = _changes_results(None, "how the verifier reads steps; none asks the model")
     quantization: Quantization | None = _changes_results(
-        None, "the policy's weights in memory: int8, int4, or gguf (as the file has them); none is float32"
+        None,
+        "the policy's weights in memory: int8, int4, or gguf (as the file has them); w8a8, w4a8, gguf_a8 round the "
+        "inputs of every matrix to 8 bits too; none is float32",
     )
     kv_cache_dtype: Literal["auto", "float16"] | None = _changes_results(
         None, "keys and values: auto is float32, float16 takes half the memory"
@@ -126,7 +128,7 @@ class Recipe(Options):
 
     batch_size: int | None = runtime_only(None, "most rows in a batch; none lets the engine choose", ge=1)
     kv_memory_gb: float | None = runtime_only(
-        None, "memory for keys and values; none lets the engine choose", gt=0
+        None, "memory for keys and values of policy and verifier; none lets the engine choose", gt=0
     )
     threads: int | None = runtime_only(None, "CPU threads; none takes torch's", ge=1)
     out: str | None = runtime_only(None, "directory of the journal and the outputs")

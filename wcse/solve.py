@@ -19,7 +19,7 @@ from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import Engine
-from wcse.engine.llm import pages_in
+from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
 from wcse.models.load import LoadedModel, find_model, load_model
@@ -27,6 +27,7 @@ from wcse.optimal.policy_file import load_choices
 from wcse.progress import Progress
 from wcse.prompts import render_problem
 from wcse.recipe import OWN, SHARED, Recipe
+from wcse.reward.generative import GenerativePRM
 from wcse.reward.load import load_verifier
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
@@ -36,7 +37,7 @@ ROWS = 256
 """Rows that decode at once, unless the recipe says otherwise."""
 
 KV_GIB = 2.0
-"""Memory for keys and values, unless the recipe says otherwise."""
+"""Memory for keys and values of policy and verifier together, unless the recipe says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,10 @@ class Models:
         policy = load_model(
             recipe.policy, quantization=recipe.quantization, kv_cache_dtype=recipe.kv_cache_dtype or "auto"
         )
-        kv = recipe.kv_memory_gb or KV_GIB
-        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
+        memory = Memory.gib(recipe.kv_memory_gb or KV_GIB)
+        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, memory=memory)
         scored = any(part.scored for part in plan(recipe))
-        return cls(policy, engine, _scorer(recipe, engine, kv) if scored else None)
+        return cls(policy, engine, _scorer(recipe, engine, memory) if scored else None)
 
 
 def solve(
@@ -193,12 +194,12 @@ def _params(recipe: Recipe) -> SamplingParams:
     )
 
 
-def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
+def _scorer(recipe: Recipe, engine: Engine, memory: Memory) -> Scorer:
     assert recipe.prm is not None
     return load_verifier(
         recipe.prm,
         engine,
-        kv_memory=kv,
+        kv_memory=memory,
         family=recipe.prm_family,
         quantization=recipe.prm_quantization,
         kv_cache_dtype=recipe.kv_cache_dtype or "auto",
@@ -233,6 +234,11 @@ def fingerprint_models(recipe: Recipe) -> dict[str, str]:
 def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:
     """Makes the account of one problem."""
     budget = Budget.parse(recipe.budget) if recipe.budget else None
+    if budget is not None and isinstance(scorer, GenerativePRM) and budget.by_token:
+        raise WcseError(
+            f"budget={recipe.budget!r}: prm={recipe.prm!r} writes verdicts whose length nobody knows before; "
+            "limit seconds or solutions, or take a verifier that reads only"
+        )
     cost = ModelCost.of(policy.spec)
     return lambda: Account(budget, cost, scorer.cost if scorer else None, scored=scorer is not None)
 

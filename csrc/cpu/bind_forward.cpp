@@ -18,8 +18,8 @@ namespace wcse {
 namespace {
 
 using Address = uintptr_t;
-// As score_steps has its layers: (panels, bits, group, wide, minima, bias or 0, n, k).
-using MatrixTuple = std::tuple<Address, int, int, bool, bool, Address, int64_t, int64_t>;
+// As score_steps has its layers: (panels, bits, group, wide, minima, integer, bias or 0, n, k).
+using MatrixTuple = std::tuple<Address, int, int, bool, bool, bool, Address, int64_t, int64_t>;
 using Rope = std::tuple<Address, Address, int64_t>;
 
 template <class T = const float>
@@ -28,8 +28,8 @@ T* at(Address address) {
 }
 
 cpu::Matrix matrix(const MatrixTuple& given) {
-    const auto& [panels, bits, group, wide, minima, bias, n, k] = given;
-    return {{at<const char>(panels), bits, group, wide, minima}, at(bias), n, k};
+    const auto& [panels, bits, group, wide, minima, integer, bias, n, k] = given;
+    return {{at<const char>(panels), bits, group, wide, minima, integer}, at(bias), n, k};
 }
 
 // Norms: of the attention's input, the MLP's, what attention and MLP give, queries, keys; 0 where there is none.

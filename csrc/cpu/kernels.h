@@ -70,5 +70,6 @@ void score_steps(const ScoreArgs& g);
 // Floating-point operations per second of bare multiply-adds on every thread of the pool, each at its best within this
 // time.
 double fma_peak(double seconds);
+double dot_peak(double seconds);  // the same of integers: products of bytes, sums of 32 bits
 
 }  // namespace wcse::cpu

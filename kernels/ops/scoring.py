@@ -20,9 +20,9 @@ from wcse.types import WcseError
 
 def native_layer(
     weight: PackedLinear, bias: Tensor | None
-) -> tuple[int, int, int, bool, bool, int, int, int]:
+) -> tuple[int, int, int, bool, bool, bool, int, int, int]:
     """A weight and its bias as the native code takes them."""
-    form = (weight.bits, weight.group, weight.wide, weight.minima)
+    form = (weight.bits, weight.group, weight.wide, weight.minima, weight.integer)
     return weight.panels.data_ptr(), *form, address(bias), weight.n, weight.k
 
 

@@ -93,13 +93,19 @@ def _solve(recipe: Recipe, problems: Sequence[Problem], journal: Journal, *, qui
 def _profiled(
     recipe: Recipe, problems: Sequence[Problem], journal: Journal, directory: str, *, quiet: bool
 ) -> None:
-    """Solve, and say where the time went."""
+    """Solve, and say where the time went and which kernels the matrices took."""
+    from wcse.kernels import ops
     from wcse.profile import Profile
 
     with Profile() as profile:
         _solve(recipe, problems, journal, quiet=quiet)
-    (Path(directory) / "profile.json").write_text(json.dumps(profile.times.to_json(), indent=2) + "\n")
-    print(f"{profile.times.table()}\n", file=sys.stderr)
+    matrices = {"policy": ops.linear_paths(recipe.quantization)}
+    if recipe.prm is not None:
+        matrices["prm"] = ops.linear_paths(recipe.prm_quantization)
+    told = profile.times.to_json() | {"matrices": matrices}
+    (Path(directory) / "profile.json").write_text(json.dumps(told, indent=2) + "\n")
+    lines = "\n".join(f"{name}'s matrices: {path}" for name, path in matrices.items())
+    print(f"{profile.times.table()}\n{lines}\n", file=sys.stderr)
 
 
 def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -> Journal:
@@ -208,7 +214,11 @@ SOLVE_OPTIONS = (
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
     (
         "quantization",
-        {"metavar": "Q", "help": "policy weights: int8, int4 or gguf (as in the file) (default: float32)"},
+        {
+            "metavar": "Q",
+            "help": "policy weights: int8, int4 or gguf (as in the file); with 8-bit inputs too: w8a8, w4a8, gguf_a8 "
+            "(default: float32)",
+        },
     ),
     (
         "kv-cache-dtype",

@@ -46,8 +46,9 @@ class LLM:
         model: a Hugging Face folder, a .gguf file, an embedded model's name ("tiny-wc") or a hub id.
         dtype: of the weights in memory; "auto" and "float32" are the same on a CPU.
         device: "cpu" or "cuda" (see docs/gpu.md).
-        quantization: of the weights in memory: None (float32), "int8", "int4", or "gguf" (as the file has them); a
-            model that is loaded already keeps its own.
+        quantization: of the weights in memory: None (float32), "int8", "int4", or "gguf" (as the file has them);
+            "w8a8", "w4a8" and "gguf_a8" round the inputs of matrices to 8 bits too. A model that is loaded already
+            keeps its own.
         kv_cache_dtype: of keys and values: "auto" (float32 on a CPU) or "float16", which takes half the memory.
         seed: of all random numbers; the same seed gives the same completions whatever the batch.
         max_num_seqs: most completions that decode at once.

@@ -65,7 +65,8 @@ class Decoder:
             dtype: on that device.
             quantization: how matrices are kept in memory. None: float32. "int8" and "int4": quantised while they
                 are read, as in ``ops.pack_linear``; with "int4" the embedding and the output matrix have 8 bits,
-                for they cost most accuracy. "gguf": in the codes of the file, which gives the bits of None.
+                for they cost most accuracy. "gguf": in the codes of the file, which gives the bits of None. "w8a8",
+                "w4a8", "gguf_a8": these three, and the inputs of every matrix are rounded to 8 bits as well.
             kv_dtype: of keys and values; None takes float32 on the CPU, which also knows float16, and ``dtype``
                 elsewhere.
 
@@ -99,16 +100,17 @@ class Decoder:
         self, weights: Weights, parts: dict[str, int], columns: int, quantization: Quantization | None
     ) -> ops.Linear:
         """Matrices [rows, columns] below one another, packed; ``parts`` maps their names to their rows."""
-        if quantization == "gguf":
+        if quantization in ("gguf", "gguf_a8"):
             stored = [weights.quantized(name, size, columns) for name, size in parts.items()]
             codes = [part for part in stored if part is not None]
             if len(codes) == len(stored):
-                return ops.pack_quantized(ops.stack(codes))
+                return ops.pack_quantized(ops.stack(codes), integer=quantization == "gguf_a8")
         rows = [weights.tensor(name, size, columns) for name, size in parts.items()]
         matrix = rows[0] if len(rows) == 1 else torch.cat(rows)
         if self.dense:
             return ops.DenseLinear(matrix.to(self.device, self.dtype))
-        return ops.pack_linear(matrix, "fp32" if quantization in (None, "gguf") else quantization)
+        kept = quantization in (None, "gguf", "gguf_a8")  # a file's floats stay floats
+        return ops.pack_linear(matrix, "fp32" if kept else quantization)
 
     def pool(self, num_pages: int) -> KVPool:
         """Keys and values for this decoder."""
@@ -145,7 +147,8 @@ class Decoder:
 
     def _vocabulary(self, name: str, weights: Weights) -> ops.Linear:
         """The matrix of one row per token; never of 4 bits."""
-        how = "int8" if self.quantization == "int4" else self.quantization
+        wider: dict[Quantization | None, Quantization] = {"int4": "int8", "w4a8": "w8a8"}
+        how = wider.get(self.quantization, self.quantization)
         return self._pack(weights, {name: self.spec.vocab_size}, self.spec.dim, how)
 
     def _read_embedding(self, weights: Weights) -> Tensor | ops.Linear:

@@ -9,8 +9,10 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from wcse import _core
 from wcse.kernels import ops
 from wcse.models.spec import ModelSpec
 
@@ -40,6 +42,11 @@ class KVPool:
             return
         self.k = _lazy_zeros(dtype, *shape[:3], spec.head_dim, ops.PAGE)
         self.v = _lazy_zeros(dtype, *shape)
+
+    def forget(self, pages: NDArray[np.int32]) -> None:
+        """Give the memory behind these pages of a pool on a CPU back to the system; they read as zeros then."""
+        for layer in (*self.k, *self.v):
+            _core.decommit_blocks(layer.data_ptr(), layer[0].nbytes, pages)
 
     @staticmethod
     def page_bytes(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> int:

@@ -98,7 +98,8 @@ def load_model(
         lm_head: False leaves out the output matrix, for a verifier that needs no logits.
         device: "cpu" or "cuda".
         quantization: of the matrices in memory: None (float32), "int8", "int4", or "gguf" (as the GGUF file has
-            them, exactly); see ``Decoder``. Arithmetic is float32 in every case.
+            them, exactly), with float32 arithmetic; "w8a8", "w4a8" or "gguf_a8": the same with the inputs rounded to
+            8 bits and integer arithmetic. See ``Decoder``.
         kv_cache_dtype: of keys and values: "auto" is that of the weights, "float16" takes half of float32's memory.
 
     Raises:
@@ -111,8 +112,9 @@ def load_model(
         names = ", ".join(map(repr, get_args(Quantization)))
         raise WcseError(f"quantization={quantization!r} is unknown; use {names} or None")
     path = find_model(path_or_name)
-    if quantization == "gguf" and path.suffix != ".gguf":
-        raise WcseError(f"quantization='gguf': {path} is not a .gguf file; use 'int8' or 'int4'")
+    if quantization in ("gguf", "gguf_a8") and path.suffix != ".gguf":
+        others = "'int8' or 'int4'" if quantization == "gguf" else "'w8a8' or 'w4a8'"
+        raise WcseError(f"quantization={quantization!r}: {path} is not a .gguf file; use {others}")
     parts = _open_gguf(path) if path.suffix == ".gguf" else _open_folder(path)
     _check_vocabulary(path, parts)
     with _one_thread():
