@@ -14,7 +14,7 @@ import torch
 
 from wcse.answers import MathPool
 from wcse.budget import Account, Budget
-from wcse.data.fingerprint import fingerprint_path
+from wcse.data.fingerprint import fingerprint_models
 from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
@@ -22,11 +22,11 @@ from wcse.engine.engine import Engine
 from wcse.engine.llm import pages_in
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
-from wcse.models.load import LoadedModel, find_model, load_model
-from wcse.optimal.policy_file import load_choices
+from wcse.models.load import LoadedModel, load_model
+from wcse.optimal.policy_file import read_policy
 from wcse.progress import Progress
 from wcse.prompts import render_problem
-from wcse.recipe import OWN, SHARED, Recipe
+from wcse.recipe import Recipe
 from wcse.reward.load import load_verifier
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
@@ -206,25 +206,8 @@ def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:
     """The config with the table of the policy file, which must be one for the recipe's models."""
     assert recipe.strategy_policy is not None
     models = {"policy": recipe.policy, "prm": recipe.prm}
-    choices = load_choices(
-        recipe.strategy_policy, config.n, config, names=models, inputs=fingerprint_models(recipe)
-    )
-    return replace(config, choices=choices)
-
-
-def fingerprint_models(recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of the recipe's models on this machine, keys "policy" and "prm".
-
-    Raises:
-        WcseError: one of them cannot be found.
-    """
-    names = {"policy": recipe.policy, "prm": recipe.prm}
-    return {
-        field: fingerprint_path(find_model(name))
-        for field, name in names.items()
-        # A shared head lies in the policy's folder; a measure of the policy needs no file.
-        if name is not None and name != SHARED and not name.startswith(OWN)
-    }
+    policy = read_policy(recipe.strategy_policy, names=models, inputs=fingerprint_models(models))
+    return replace(config, choices=policy.choices(config.n, config))
 
 
 def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:
