@@ -8,6 +8,7 @@ import random
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +20,15 @@ from doc_examples import run_examples  # noqa: E402
 from live_server import Live, serving  # noqa: E402
 from serve_storms import bodies, disconnects  # noqa: E402
 
+from wcse.data.fingerprint import fingerprint_models  # noqa: E402
 from wcse.engine.llm import LLM  # noqa: E402
 from wcse.engine.params import SamplingParams  # noqa: E402
 from wcse.models.load import LoadedModel, load_model  # noqa: E402
+from wcse.search import STRATEGIES  # noqa: E402
 from wcse.serve.admission import Limits  # noqa: E402
 from wcse.serve.app import make_server  # noqa: E402
 from wcse.serve.service import ServeConfig, Service  # noqa: E402
-from wcse.types import WcseError  # noqa: E402
+from wcse.types import PROBE, WcseError  # noqa: E402
 
 QUESTION = [{"role": "user", "content": "Calculate 17 + 25."}]
 GENERATE = {"prompt": "Calculate", "max_tokens": 4}
@@ -63,6 +66,7 @@ def client(live: Live) -> Any:
 
 def test_models_and_their_searches(client: Any) -> None:
     names = [entry.id for entry in client.models.list()]
+    assert {name.partition("@")[2].partition("-")[0] for name in names} == {"", *STRATEGIES} - {"auto"}
     assert names[0] == "tiny-wc" and "tiny-wc@dvts-n16-m4" in names and "tiny-wc@majority-n32" in names
     assert client.models.retrieve("tiny-wc@dvts-n4-m2").id == "tiny-wc@dvts-n4-m2"
     with pytest.raises(openai.NotFoundError):
@@ -191,6 +195,8 @@ def test_continue_a_message(client: Any, model: LoadedModel) -> None:
         ("tiny-wc@dvts-n8-m4", {}),
         ("tiny-wc", {"search": {"strategy": "beam_search", "n": 8, "beam_width": 2, "num_iterations": 5}}),
         ("tiny-wc@best_of_n-n4", {"search": {"n": 8}}),
+        ("tiny-wc", {"search": {"strategy": "beam_search(lookahead=1)", "n": 8}}),
+        ("tiny-wc@rebase-n8", {"search": {"softmax_temperature": 0.1}}),
     ],
 )
 def test_search_is_a_model(client: Any, name: str, extra: dict[str, Any]) -> None:
@@ -223,6 +229,38 @@ def test_the_policys_own_uncertainty_as_a_verifier(model: LoadedModel) -> None:
         assert status == 400 and reply["error"]["param"] == "search"
 
 
+def test_the_compute_optimal_search_is_a_model(model: LoadedModel, tmp_path: Path) -> None:
+    """``auto-2x``: twice the smallest budget of the policy file, which chooses the strategy by the samples."""
+    models = {"policy": "tiny-wc", "prm": "shared"}
+    table = {
+        "format": 1,
+        "models": {
+            k: {"name": v, "fingerprint": fingerprint_models(models).get(k)} for k, v in models.items()
+        },
+        "difficulty": {"feature": "agreement", "samples": 2, "agg_strategy": "last"},
+        "edges": [1.0],
+        "budgets": {"4": ["majority", "beam_search(n=2,beam_width=2)"], "8": ["best_of_n", "best_of_n"]},
+    }
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(table))
+    config = ServeConfig(model="tiny-wc", prm="shared", strategy_policy=str(path), kv_memory=0.1)
+    with serving(config, model) as running:
+        path.unlink()  # it was read at the start
+        names = [entry["id"] for entry in running.call("GET", "/v1/models")[2]["data"]]
+        assert [name for name in names if "auto" in name] == ["tiny-wc@auto-1x", "tiny-wc@auto-2x"]
+        body = {"messages": QUESTION, "max_tokens": 60, "seed": 1}
+        for name, budget, n in (("auto-1x", 4, 2), ("auto-2x", 8, 8), ("auto-n11", 8, 8)):
+            asked = body | {"model": f"tiny-wc@{name}", "n": n}
+            status, reply = running.post("/v1/chat/completions", asked)
+            assert status == 200 and reply["choices"][0]["search"]["selected"] and len(reply["choices"]) == n
+            roots = {choice["search"]["node_path"][0] for choice in reply["choices"]}
+            assert n < 8 or roots == {*range(6), PROBE, PROBE + 1}, "the samples are solutions too"
+            assert reply["usage"]["search"]["nodes"] >= budget
+        assert running.post("/v1/chat/completions", body | {"model": "tiny-wc@auto-n2"})[0] == 400
+    with pytest.raises(WcseError, match="needs a verifier"):
+        Service(ServeConfig(model="tiny-wc", strategy_policy=str(path), kv_memory=0.01), model)
+
+
 @pytest.mark.parametrize(
     ("model_name", "extra", "param"),
     [
@@ -231,8 +269,22 @@ def test_the_policys_own_uncertainty_as_a_verifier(model: LoadedModel) -> None:
         ("tiny-wc@dvts-n0", {}, "model"),
         ("tiny-wc@DROP TABLE", {}, "model"),
         ("tiny-wc", {"search": {"n": 8}}, "search.strategy"),
-        ("tiny-wc", {"search": {"strategy": "majority", "n": -1}}, "search"),
-        ("tiny-wc", {"search": {"strategy": "majority", "n": 2.5}}, "search"),
+        ("tiny-wc@majority-n8-m4", {}, "model"),
+        ("tiny-wc@auto-2x", {}, "model"),
+        ("tiny-wc@majority-2x", {}, "model"),
+        ("tiny-wc", {"search": {"strategy": "nothing"}}, "search.strategy"),
+        ("tiny-wc", {"search": {"strategy": "majority", "n": -1}}, "search.n"),
+        ("tiny-wc", {"search": {"strategy": "majority", "n": 2.5}}, "search.n"),
+        ("tiny-wc", {"search": {"strategy": "majority", "times": 2}}, "search.times"),
+        ("tiny-wc", {"search": {"strategy": "majority", "beam_width": 2}}, "search.beam_width"),
+        ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "agg_strategy": []}}, "search.agg_strategy"),
+        ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "selector": ["x"]}}, "search"),
+        ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "lookahead": 10**9}}, "n"),
+        (
+            "tiny-wc",
+            {"search": {"strategy": "rebase", "softmax_temperature": 0}},
+            "search.softmax_temperature",
+        ),
         ("tiny-wc", {"search": {"strategy": "majority", "n": 10**9}}, "n"),
         ("tiny-wc", {"search": {"strategy": "majority", "depth": 1}}, "search.depth"),
         ("tiny-wc", {"search": {"strategy": "majority", "n": 2}, "logprobs": True}, "logprobs"),
@@ -571,7 +623,8 @@ def test_oversized_bodies_and_searches_without_a_verifier(keyed: Live) -> None:
     status, _, reply = keyed.call("POST", "/v1/completions", GENERATE | {"model": "m@dvts-n8-m4"}, auth)
     assert status == 400 and "--prm" in reply["error"]["message"]
     names = [entry["id"] for entry in keyed.call("GET", "/v1/models", None, auth)[2]["data"]]
-    assert names == ["m", "m@greedy", "m@majority-n8", "m@majority-n32"]
+    sizes = [f"m@{name}-{n}" for name in ("majority", "adaptive_vote") for n in ("n8", "n32")]
+    assert names == ["m", "m@greedy", *sizes]
     status, _, reply = keyed.call(
         "POST", "/v1/completions", GENERATE | {"structured_outputs": {"regex": "a"}}, auth
     )

@@ -126,7 +126,10 @@ def read_policy(path: str, *, names: Mapping[str, str | None], inputs: Mapping[s
     data = _read(Path(path))
     try:
         _same_models(path, data["models"], names, inputs)
-        return PolicyFile(path, tuple(sorted(int(key) for key in data["budgets"])), data)
+        budgets = tuple(sorted(int(key) for key in data["budgets"]))
+        if not budgets or budgets[0] < 1:
+            raise KeyError("budgets")
+        return PolicyFile(path, budgets, data)
     except (KeyError, TypeError, AttributeError) as error:
         raise _no_policy_file(path, error) from error
 

@@ -31,7 +31,7 @@ from wcse.serve.replies import (
     token_extras,
     usage,
 )
-from wcse.serve.search import Plan, Ranked, aliases, rank
+from wcse.serve.search import Plan, Ranked, rank
 from wcse.serve.service import Service
 from wcse.serve.stream import EventStream, events, last_event
 from wcse.serve.work import CompletionWork, Delta, SearchRequest, SearchWork, without_limit
@@ -62,7 +62,7 @@ class OpenAI:
     async def models(self, request: Request) -> Response:
         """The model and its searches."""
         service = self.service
-        names = [service.name, *aliases(service.name, verifier=service.scorer is not None)]
+        names = [service.name, *service.planner.aliases(service.name)]
         return json_reply({"object": "list", "data": [self._entry(name) for name in names]})
 
     async def model(self, request: Request) -> Response:

@@ -6,13 +6,14 @@ import itertools
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from wcse.answers import MathPool
+from wcse.data.fingerprint import fingerprint_models
 from wcse.data.grading import classify
 from wcse.engine.driver import Driver, Scorer
 from wcse.engine.engine import Engine
@@ -20,6 +21,7 @@ from wcse.engine.generate import Backend, Prompt
 from wcse.engine.llm import pages_in, to_prompt
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
+from wcse.optimal.policy_file import read_policy
 from wcse.prompts import render_chat
 from wcse.reward.load import load_verifier
 from wcse.serve.admission import Admission, Cost, Limits
@@ -28,7 +30,7 @@ from wcse.serve.errors import ApiError, bad
 from wcse.serve.fields import as_api_error, check_names
 from wcse.serve.loop import EngineLoop
 from wcse.serve.metrics import Metrics
-from wcse.serve.search import Plan, make_plan, parse_alias, split_model
+from wcse.serve.search import TIMES, Plan, Planner, parse_alias, split_model
 from wcse.types import WcseError
 
 MOST_CHARS = 32
@@ -44,6 +46,7 @@ class ServeConfig:
         name: what clients call it; None: its own name.
         prm: verifier, as in a recipe; None: only searches without one.
         keys: accepted API keys; none: callers on this machine only.
+        strategy_policy: policy file of ``wcse optimal`` for these models; it makes ``NAME@auto-2x`` a model.
         structured: take JSON schemas and grammars from requests.
         delimiter: what ends a step of a search.
     """
@@ -52,6 +55,7 @@ class ServeConfig:
     name: str | None = None
     prm: str | None = None
     prm_family: str | None = None
+    strategy_policy: str | None = None
     keys: tuple[str, ...] = ()
     seed: int = 0
     max_num_seqs: int = 256
@@ -79,6 +83,7 @@ class Service:
         self.engine = Engine(self.model, max_rows=config.max_num_seqs, num_pages=pages)
         self.backend = Backend(self.engine, max_logprobs=config.max_logprobs)
         self.scorer = _scorer(config, self.engine)
+        self.planner = _planner(config, self.scorer)
         self.judge = MathPool()
         driver = Driver(
             self.engine,
@@ -141,13 +146,13 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
-        settings = (parse_alias(alias) if alias else {}) | dict(body.get("search") or {})
+        chosen = dict(body.get("search") or {})
+        if TIMES in chosen:  # a setting of aliases only
+            raise bad(f"search.{TIMES}", "give n, a number of solutions")
+        settings = (parse_alias(alias) if alias else {}) | chosen
         if not settings:
             return self.name, None
-        agg = self.scorer.default_agg if self.scorer else None
-        bounded = self.scorer.bounded if self.scorer else True
-        blamed = "search" if body.get("search") else "model"
-        return asked, make_plan(settings, default_agg=agg, param=blamed, bounded=bounded)
+        return asked, self.planner.plan(settings, "search" if chosen else "model")
 
     async def prompt(self, value: str | list[int]) -> Prompt:
         """Token ids of a prompt; long text is tokenised beside the event loop.
@@ -179,7 +184,7 @@ class Service:
 
     def cost(self, prompts: Sequence[Prompt], params: SamplingParams, plan: Plan | None = None) -> Cost:
         """What the request may take at most."""
-        each = plan.config.n if plan else params.draws
+        each = plan.rows if plan else params.draws
         width = self.model.spec.vocab_size if params.logprobs == -1 else params.logprobs or 0
         return Cost(
             prompt_tokens=sum(len(p.ids) for p in prompts),
@@ -209,13 +214,23 @@ class Service:
 
 
 def _shortened(model: LoadedModel, length: int | None) -> LoadedModel:
-    from dataclasses import replace
-
     if length is None:
         return model
     if not 2 <= length <= model.context:
         raise WcseError(f"max_model_len={length}: give a number from 2 to {model.context}")
     return replace(model, context=length)
+
+
+def _planner(config: ServeConfig, scorer: Scorer | None) -> Planner:
+    if scorer is None:
+        if config.strategy_policy is not None:
+            raise WcseError("strategy_policy is for the strategy auto, which needs a verifier; set prm")
+        return Planner()
+    policy = None
+    if config.strategy_policy is not None:
+        models = {"policy": config.model, "prm": config.prm}
+        policy = read_policy(config.strategy_policy, names=models, inputs=fingerprint_models(models))
+    return Planner(scorer.default_agg, scorer.bounded, policy)
 
 
 def _scorer(config: ServeConfig, engine: Engine) -> Scorer | None:
