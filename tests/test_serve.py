@@ -501,7 +501,7 @@ def test_a_foreign_host_name_is_refused_without_a_key(live: Live) -> None:
 
 def test_fuzzed_bodies_never_break_the_server(live: Live) -> None:
     """Random mutations of good requests and random values in every field: no 5xx, pages at their baseline."""
-    statuses = bodies(live, 400, seed=11)
+    statuses = bodies(live.port, 400, seed=11)
     assert set(statuses) <= {200, 400, 404} and statuses[200] and statuses[400]
     after = live.settle()
     assert after["pinned"] == after["in_flight"] == 0
@@ -548,7 +548,7 @@ def test_disconnects_give_every_page_back(live: Live) -> None:
     before = live.settle()
     survivor = GENERATE | {"seed": 1, "max_tokens": 40, "ignore_eos": True}
     expected = live.post("/v1/completions", survivor)[1]["choices"][0]["text"]
-    disconnects(live, 80, seed=3)
+    disconnects(live.port, 80, seed=3)
     assert live.post("/v1/completions", survivor)[1]["choices"][0]["text"] == expected
     after = live.settle()
     assert after["pinned"] == 0 and after["free"] + after["cached"] == before["total"]

@@ -65,7 +65,7 @@ def _flag(name: str, value: object) -> None:
         raise FieldError(name, value, "give true or false")
 
 
-_NUMBERS = {
+NUMBERS = {
     "temperature": (0.0, 2.0, "[0, 2]"),
     "top_p": (5e-324, 1.0, "(0, 1]"),
     "min_p": (0.0, 1.0, "[0, 1]"),
@@ -148,7 +148,7 @@ class SamplingParams:
         self._set("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         for name in _FLAGS:
             _flag(name, getattr(self, name))
-        for name, (low, high, shown) in _NUMBERS.items():
+        for name, (low, high, shown) in NUMBERS.items():
             _number(name, getattr(self, name), low, high, shown)
         self._check_integers()
         if self.stop and not self.detokenize:
