@@ -126,27 +126,33 @@ def shaped(port: int, count: int, seed: int) -> Counter[int]:
     ]
     schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
+    kinds = [
+        (operation, mode)
+        for operation in operations
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
+        if mode is GenerationMode.POSITIVE or operation.method.upper() != "GET"  # nothing to get wrong there
+    ]
     statuses: Counter[int] = Counter()
-    for operation in operations:
-        for mode in GenerationMode.POSITIVE, GenerationMode.NEGATIVE:
-            if mode is GenerationMode.NEGATIVE and operation.method.upper() == "GET":
-                continue  # nothing to get wrong
+    for operation, mode in kinds:
 
-            @hypothesis.seed(seed)
-            @hypothesis.settings(
-                max_examples=max(1, count // (2 * len(operations))),
-                deadline=None,
-                database=None,
-                suppress_health_check=list(hypothesis.HealthCheck),
-                phases=[hypothesis.Phase.generate],
-            )
-            @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
-            def run(case: Any) -> None:
-                reply = case.call(base_url=f"http://127.0.0.1:{port}", timeout=120)
-                statuses[reply.status_code] += 1
-                case.validate_response(reply, checks=held)
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            max_examples=max(1, -(-count // len(kinds))),
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+            phases=[hypothesis.Phase.generate],
+        )
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+        def run(case: Any) -> None:
+            reply = case.call(base_url=f"http://127.0.0.1:{port}", timeout=120)
+            statuses[reply.status_code] += 1
+            case.validate_response(reply, checks=held)
 
+        try:
             run()
+        except Exception as error:  # schemathesis' own do not survive the way between processes
+            raise AssertionError(f"{operation.label}: {error}") from None
     return statuses
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +16,7 @@ pytest.importorskip("fastapi")
 
 from doc_examples import run_examples  # noqa: E402
 from live_server import Live, serving  # noqa: E402
-from serve_storms import bodies, disconnects  # noqa: E402
+from serve_storms import bodies, disconnects, noise, shaped  # noqa: E402
 
 from wcse.data.fingerprint import fingerprint_models  # noqa: E402
 from wcse.engine.llm import LLM  # noqa: E402
@@ -499,6 +497,24 @@ def test_a_foreign_host_name_is_refused_without_a_key(live: Live) -> None:
     assert live.call("GET", "/v1/models", None, {"Host": "evil.example"})[0] == 403
 
 
+@pytest.mark.parametrize(
+    "extreme", [{"top_p": 1e-323}, {"min_p": 1e-323}, {"temperature": 1e-300}, {"repetition_penalty": 1e-4}]
+)
+def test_numbers_too_small_for_single_precision(live: Live, extreme: dict[str, float]) -> None:
+    """They are valid, so they work, and they stop nobody else's request."""
+    failures = live.service.loop.failures
+    assert live.post("/v1/completions", GENERATE | extreme)[0] == 200
+    assert live.service.loop.failures == failures
+
+
+def test_requests_made_from_the_schema(live: Live) -> None:
+    """schemathesis: what breaks the schema is refused, replies keep to it, nothing is a 5xx."""
+    pytest.importorskip("schemathesis")
+    statuses = shaped(live.port, 260, seed=7)
+    assert set(statuses) <= {200, 400, 404, 405} and statuses[200] and statuses[400]
+    assert live.settle()["pinned"] == 0
+
+
 def test_fuzzed_bodies_never_break_the_server(live: Live) -> None:
     """Random mutations of good requests and random values in every field: no 5xx, pages at their baseline."""
     statuses = bodies(live.port, 400, seed=11)
@@ -508,20 +524,8 @@ def test_fuzzed_bodies_never_break_the_server(live: Live) -> None:
 
 
 def test_raw_bytes_on_the_socket(live: Live) -> None:
-    draw = random.Random(5)
-    for round_ in range(60):
-        with socket.create_connection(("127.0.0.1", live.port), timeout=20) as raw:
-            if round_ % 3 == 0:
-                raw.sendall(draw.randbytes(draw.randint(1, 400)))
-            elif round_ % 3 == 1:
-                raw.sendall(
-                    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{"
-                )
-            else:
-                raw.sendall(
-                    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-                    b"zz\r\n" + draw.randbytes(20)
-                )
+    statuses = noise(live.port, 80, seed=5)
+    assert set(statuses) <= {0, 200, 400, 403, 404, 431}
     assert live.post("/v1/completions", GENERATE)[0] == 200
     assert live.settle()["pinned"] == 0
 

@@ -17,6 +17,9 @@ MAX_N = 16384
 LEAST_TEMPERATURE = 0.01
 """Smaller temperatures above 0 are raised to this: they would overflow the logits."""
 
+LEAST_TOP_P = 2.0**-126
+"""Smaller ones are 0 in single precision. They mean the same: the most likely token."""
+
 STRUCTURED_KINDS = ("json", "regex", "choice", "grammar")
 
 
@@ -166,6 +169,8 @@ class SamplingParams:
         if 0 < self.temperature < LEAST_TEMPERATURE:
             warnings.warn(f"temperature={self.temperature} is raised to {LEAST_TEMPERATURE}", stacklevel=4)
             self._set("temperature", LEAST_TEMPERATURE)
+        if self.top_p < LEAST_TOP_P:
+            self._set("top_p", LEAST_TOP_P)
         if self.seed == -1:
             self._set("seed", None)
 

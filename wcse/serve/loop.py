@@ -14,6 +14,7 @@ from typing import Any
 
 from wcse.engine.driver import Driver, Job, Outcome
 from wcse.engine.generate import Backend
+from wcse.engine.runner import KVMemoryError
 from wcse.types import WcseError
 
 
@@ -191,7 +192,7 @@ class EngineLoop:
         """The state of a broken step is unknown: everything that took part ends, and its memory is freed."""
         self.failures += not isinstance(error, Stopped)
         # A mistake of one user found this deep (no memory for one path) is not the others' mistake.
-        shown = Stopped("the engine ran out of memory") if isinstance(error, WcseError) else error
+        shown = Stopped("the engine ran out of memory") if isinstance(error, KVMemoryError) else error
         for work in list(self.active):
             self._abort(work)
             work.send(shown)

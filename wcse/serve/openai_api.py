@@ -256,7 +256,7 @@ class OpenAI:
             )
         )
         outcome: Outcome = await last_event(work, service.loop, request)
-        ranked = await run_in_threadpool(rank, outcome, plan, service.judge)
+        ranked = await run_in_threadpool(rank, outcome.solutions, outcome.selector, plan, service.judge)
         chosen = ranked[: params.n]
         choices = [_search_choice(i, found, call) for i, found in enumerate(chosen)]
         cost = search_usage(outcome.policy, outcome.verifier, len(outcome.nodes))

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wcse.answers import Judge, answer_classes, extract_answer
-from wcse.engine.driver import Outcome
 from wcse.optimal.policy_file import PolicyFile
 from wcse.search import STRATEGIES, SearchConfig, Strategy, parse_strategy
 from wcse.search.strategy import SHAPE, Spec
@@ -203,15 +202,18 @@ class Ranked:
         }
 
 
-def rank(outcome: Outcome, plan: Plan, judge: Judge) -> list[Ranked]:
-    """The solutions: the selected one first, then complete before unfinished, by score, then by path."""
-    nodes: Sequence[Node] = outcome.solutions
+def rank(nodes: Sequence[Node], selector: str | None, plan: Plan, judge: Judge) -> list[Ranked]:
+    """The solutions: the selected one first, then complete before unfinished, by score, then by path.
+
+    Args:
+        selector: what the search itself asked for, if it did.
+    """
     answers = [extract_answer(node.completion) if node.complete else None for node in nodes]
     scored = plan.strategy.needs_prm
     votes = ballots(nodes, answer_classes(answers, judge), plan.config.aggregation if scored else None)
     if not plan.bounded:
         votes = by_rank(votes)
-    pick = get_selector(plan.selector or outcome.selector or plan.strategy.selector)(votes)
+    pick = get_selector(plan.selector or selector or plan.strategy.selector)(votes)
     found = [
         Ranked(node, answer, vote.score, i == pick)
         for i, (node, answer, vote) in enumerate(zip(nodes, answers, votes, strict=True))
