@@ -642,6 +642,12 @@ def test_a_host_beyond_this_machine_needs_a_key(model: LoadedModel) -> None:
     service.judge.close()
 
 
+def test_searches_over_this_server_as_another_engine(live: Live, capsys: Any) -> None:
+    run_examples("backends.md", {"http://127.0.0.1:8000": live.url})
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith("True ") and all(line.startswith("False ") for line in others)
+
+
 def test_the_example_of_the_documentation(live: Live, capsys: Any) -> None:
     run_examples("serve.md", {"http://127.0.0.1:8000": live.url})
     assert "sampled_tokens" in capsys.readouterr().out
