@@ -126,7 +126,7 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def test_throughput_at_64_clients(benchmark: Any) -> None:
-    clients, requests, rounds = (8, 8, 1) if benchmark.disabled else (64, 256, 9)
+    clients, requests, rounds = (8, 8, 1) if benchmark.disabled else (64, 256, 5)
     llm = LLM("tiny-wc", kv_memory=0.5, max_num_seqs=64)
     shares: dict[str, list[float]] = {"wall": [], "processor": [], "wall, streams": []}
     rates = []
@@ -154,7 +154,7 @@ def test_throughput_at_64_clients(benchmark: Any) -> None:
 
 
 def test_latency_at_one_client(benchmark: Any) -> None:
-    new, rounds = (8, 1) if benchmark.disabled else (256, 15)
+    new, rounds = (8, 1) if benchmark.disabled else (256, 9)
     llm = LLM("tiny-wc", kv_memory=0.1)
     whole, streams = [], []
     with server("--kv-memory=0.1") as live:
