@@ -2,8 +2,8 @@
 # make test   sets up .venv and runs the checks: formatting, types, tests
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
-# make storm  hostile clients against the server: broken bodies, vanishing clients
-# make test-compat   runs lm-eval, inspect, TRL, its_hub and distilabel against us, in an environment of their own
+# make storm  100,000 broken requests and 10,000 vanishing clients against the server; half an hour
+# make test-compat   runs lm-eval, inspect, TRL, its_hub, distilabel and Ray against us, in an environment of their own
 # make test-gpu, bench-gpu   on a machine with a GPU: its tests, and kernels beside their peers; fetch nothing
 # make fuzz   the KV tree and the thread pool under sanitizers
 # make campaign  10,000 killed data runs and 10^7 crash points of the journal; about an hour
@@ -33,7 +33,7 @@ test-compat:
 	HF_HUB_OFFLINE=1 $(COMPAT)/bin/python -m pytest tests/compat
 
 storm: setup
-	$(BIN)/python tests/serve_storms.py 100000 10000
+	$(BIN)/python tests/serve_storms.py 100000 10000 --out bench/results/serve-storm.json
 
 lint: setup
 	$(BIN)/ruff format --check .
