@@ -20,6 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import models
+import pytest
+
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
 
@@ -75,12 +78,12 @@ class Server:
 
 
 @contextmanager
-def server(*options: str) -> Iterator[Server]:
+def server(*options: str, policy: str = "tiny-wc") -> Iterator[Server]:
     """Run the command until the block ends; it may still be loading when the block begins."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "wcse.cli", "serve", "--policy=tiny-wc", f"--port={port}", "--quiet"]
+    command = [sys.executable, "-m", "wcse.cli", "serve", f"--policy={policy}", f"--port={port}", "--quiet"]
     process = subprocess.Popen([*command, *options])
     try:
         yield Server(process, port)
@@ -125,16 +128,21 @@ def summary(values: list[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "all": [round(value, 4) for value in values]}
 
 
-def test_throughput_at_64_clients(benchmark: Any) -> None:
-    clients, requests, rounds = (8, 8, 1) if benchmark.disabled else (64, 256, 5)
-    llm = LLM("tiny-wc", kv_memory=0.5, max_num_seqs=64)
+@pytest.mark.parametrize("name", ["tiny-wc", "smollm2"])
+def test_throughput_at_64_clients(benchmark: Any, name: str) -> None:
+    small = name == "tiny-wc"
+    policy = name if small else str(models.smollm2())
+    clients, requests, rounds = (
+        (8, 8, 1) if benchmark.disabled else (64, 256 if small else 96, 5 if small else 3)
+    )
+    llm = LLM(policy, kv_memory=0.5, max_num_seqs=64)
     shares: dict[str, list[float]] = {"wall": [], "processor": [], "wall, streams": []}
     rates = []
-    with server("--kv-memory=0.5", "--max-num-seqs=64") as live:
+    with server("--kv-memory=0.5", "--max-num-seqs=64", policy=policy) as live:
         live.first_token()
         for round_ in range(rounds):
             seeds = range(round_ * requests, (round_ + 1) * requests)
-            bodies = [body(seed, 4 if benchmark.disabled else 32 + seed * 37 % 65) for seed in seeds]
+            bodies = [body(seed, 4 if benchmark.disabled else 16 + seed * 37 % 33) for seed in seeds]
             seconds, cpu = offline(llm, bodies)
             before = live.cpu()
             served = storm(live.port, clients, bodies)

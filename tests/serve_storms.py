@@ -151,7 +151,7 @@ def shaped(port: int, count: int, seed: int) -> Counter[int]:
 
         try:
             run()
-        except Exception as error:  # schemathesis' own do not survive the way between processes
+        except BaseException as error:  # schemathesis' own do not survive the way between processes
             raise AssertionError(f"{operation.label}: {error}") from None
     return statuses
 
