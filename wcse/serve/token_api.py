@@ -46,14 +46,17 @@ class Tokens:
         service = self.service
         body = await service.body(request, schema.TOKENIZE)
         service.plan(body)
+        switches, shown = fields.chat_switches(body), fields.flag(body, "return_token_strs")
+        special = fields.flag(body, "add_special_tokens", True)
         if "messages" in body:
-            prompt = await service.conversation(fields.messages(body), fields.chat_switches(body))
+            if "prompt" in body:
+                raise bad("prompt", "give prompt or messages, not both")
+            prompt = await service.conversation(fields.messages(body), switches)
             ids = prompt.ids
         else:
             text = fields.text_of(body, "prompt")
             if len(text) > 4 * MOST_CHARS * service.model.context:
                 raise bad("prompt", "the text is too long")
-            special = fields.flag(body, "add_special_tokens", True)
             ids = await run_in_threadpool(self._encode, text, special)
         reply: dict[str, Any] = {
             "count": len(ids),
@@ -61,7 +64,7 @@ class Tokens:
             "tokens": ids,
             "token_strs": None,
         }
-        if fields.flag(body, "return_token_strs"):
+        if shown:
             reply["token_strs"] = service.model.tokenizer.convert_ids_to_tokens(ids)
         return json_reply(reply)
 
