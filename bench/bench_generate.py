@@ -1,7 +1,8 @@
 """``LLM.generate`` beside transformers' ``generate``: one prompt, many completions, alternating in one run.
 
 Floor: the multiply-adds of the weight matrices for the tokens computed, at the measured FMA peak of the
-threads used (``fma_peak``); attention, sampling and Python are on top of it. Both sides run fp32 with the same
+threads used (``fma_peak``); attention, sampling and Python are on top of it. ``host_share`` is what one profiled
+generation spent on Python, tree, plan and text. Both sides run fp32 with the same
 number of threads and draw the same number of tokens at temperature 0.8.
 """
 
@@ -21,6 +22,7 @@ from wcse import _core, zoo
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
 from wcse.models.load import load_model
+from wcse.profile import TREE, Profile
 
 ROUNDS = 2
 
@@ -57,6 +59,9 @@ def compare(benchmark: Any, llm: LLM, peer: Any, prompt: int, n: int, new: int) 
         return
     seconds = alternate({"ours": ours, "transformers": transformers}, ROUNDS)
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["transformers"], strict=True)]
+    with Profile() as profile:
+        ours()
+    times = profile.times
     peak = _core.fma_peak(torch.get_num_threads())
     floor = gemm_flops(llm, prompt, n, new) / peak
     benchmark.extra_info |= {
@@ -65,6 +70,7 @@ def compare(benchmark: Any, llm: LLM, peer: Any, prompt: int, n: int, new: int) 
         "times_transformers": {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)},
         "fma_peak_gflops": peak / 1e9,
         "gemm_floor_share": floor / statistics.median(seconds["ours"]),
+        "host_share": sum(times.parts[part] for part in ("Python", TREE, "tokenizer")) / times.wall,
         "threads": torch.get_num_threads(),
         "seconds": seconds,
     }
@@ -93,7 +99,7 @@ def test_generate_tiny(benchmark: Any) -> None:
     compare(benchmark, LLM(str(folder)), peer, *size)
 
 
-@pytest.mark.parametrize("n", [1, 16, 64])
+@pytest.mark.parametrize("n", [1, 16, 64, 256])
 def test_generate_smollm2(benchmark: Any, n: int) -> None:
     if benchmark.disabled and n > 1:
         pytest.skip("one size is enough without timing")

@@ -2,6 +2,8 @@
 
 Random weights: the time does not depend on them. Top-p 0.95 over 151,936 logits that fall off as a language
 model's do. Floor of the sampler: one read of the logits.
+Floor of the step: its model FLOPs, matrices and attention, at the measured FMA peak of the threads used
+(``step_flops_share``, of the whole step: layers, output matrix, sampling).
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from bench_sample import TOP_P, make_logits
 from timing import alternate
 
 from wcse import _core
+from wcse.flops import ModelCost
 from wcse.kernels import ops
-from wcse.models.decoder import Batch, Decoder, KVPool
+from wcse.models.decoder import Batch, Decoder
+from wcse.models.kv_pool import KVPool
 from wcse.models.spec import spec_from_hf
 from wcse.models.weights import Weights
 
@@ -99,7 +103,12 @@ def test_sampler_share_of_a_step(benchmark: Any) -> None:
         return
     seconds = alternate({"step": step, "sample": sample}, 5)
     shares = [s / (s + t) for s, t in zip(seconds["sample"], seconds["step"], strict=True)]
+    peak = _core.fma_peak(torch.get_num_threads())
+    flops = ROWS * ModelCost.of(decoder.spec).flops(1, PROMPT)
+    whole = [s + t for s, t in zip(seconds["sample"], seconds["step"], strict=True)]
     benchmark.extra_info |= {
+        "step_flops_share": flops / statistics.median(whole) / peak,
+        "fma_peak_gflops": peak / 1e9,
         "sampler_share": {"min": min(shares), "median": statistics.median(shares), "max": max(shares)},
         "step_seconds": statistics.median(seconds["step"]),
         "sample_seconds": statistics.median(seconds["sample"]),

@@ -23,13 +23,14 @@ import torch
 
 from wcse import Recipe, _core, load_problems, solve_all
 from wcse.data.record import SolveRecord
-from wcse.models.decoder import Batch, KVPool
+from wcse.models.decoder import Batch
+from wcse.models.kv_pool import KVPool
 from wcse.models.load import LoadedModel, load_model
 from wcse.prompts import render_problem
 
 ROOT = Path(__file__).parent.parent
 WINDOW = 512
-FORMATS = ("int8", "int4")
+FORMATS = ("int8", "int4", "w8a8", "w4a8")
 
 
 def logits(model: LoadedModel, tokens: list[int]) -> torch.Tensor:
@@ -63,7 +64,7 @@ def compare(name: str, exact: LoadedModel, windows: list[list[int]]) -> None:
     want = [logits(exact, window) for window in windows]
     base = perplexity(want, windows)
     print(f"{name}: float32, {exact.decoder.weight_bytes / 2**20:.0f} MiB, perplexity {base:.3f}")
-    formats = (*FORMATS, "gguf") if exact.path.suffix == ".gguf" else FORMATS
+    formats = (*FORMATS, "gguf", "gguf_a8") if exact.path.suffix == ".gguf" else FORMATS
     for quantization in formats:
         model = load_model(name, quantization=quantization)
         got = [logits(model, window) for window in windows]

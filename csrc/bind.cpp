@@ -4,8 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "arrays.h"
+#include "cpu/bind_forward.h"
 #include "cpu/bind_kernels.h"
+#include "decommit.h"
 #include "kv_tree.h"
 #include "plan.h"
 #include "tests/bind_testing.h"
@@ -34,6 +38,7 @@ py::dict stats_dict(const KVTree& tree) {
     d["cached"] = stats.cached;
     d["pinned"] = stats.pinned;
     d["in_flight"] = stats.in_flight;
+    d["lent"] = stats.lent;
     d["nodes"] = stats.nodes;
     d["tokens"] = stats.tokens;
     d["peak_used"] = stats.peak_used;
@@ -61,6 +66,15 @@ std::pair<int32_t, int64_t> match_prefix(KVTree& tree, const py::object& tokens,
     return tree.match_prefix(ids.data(), size_of(ids), under);
 }
 
+// Blocks of an array of equal blocks; neighbours are given back together.
+void decommit_blocks(uintptr_t start, size_t bytes, std::vector<int32_t> blocks) {
+    std::sort(blocks.begin(), blocks.end());
+    for (size_t i = 0, j; i < blocks.size(); i = j) {
+        for (j = i + 1; j < blocks.size() && blocks[j] == blocks[j - 1] + 1;) j++;
+        wcse::decommit(start + static_cast<size_t>(blocks[i]) * bytes, (j - i) * bytes);
+    }
+}
+
 void bind_kv_tree(py::module_& m) {
     py::register_exception<wcse::KVExhausted>(m, "KVExhausted", PyExc_MemoryError);
     py::class_<KVTree>(m, "KVTree", "Owner of the pages of keys and values of a forest of token spans.")
@@ -75,6 +89,8 @@ void bind_kv_tree(py::module_& m) {
         .def("drop", &KVTree::drop, py::arg("node"))
         .def("match_prefix", &match_prefix, py::arg("tokens"), py::arg("under") = KVTree::kRoot)
         .def("evict", &KVTree::evict, py::arg("n_pages"))
+        .def("lend", [](KVTree& tree, int64_t n_pages) { return to_array(tree.lend(n_pages)); }, py::arg("n_pages"))
+        .def("take_back", &KVTree::take_back, py::arg("n_pages"))
         .def("check", &KVTree::check)
         .def("alive", &KVTree::alive, py::arg("node"))
         .def("length", &KVTree::length, py::arg("node"))
@@ -85,6 +101,7 @@ void bind_kv_tree(py::module_& m) {
         .def("tokens", [](const KVTree& tree, int32_t node) { return to_array(tree.tokens(node)); }, py::arg("node"))
         .def("pages", [](const KVTree& tree, int32_t node) { return to_array(tree.pages(node)); }, py::arg("node"))
         .def("stats", &stats_dict);
+    m.def("decommit_blocks", &decommit_blocks, py::arg("address"), py::arg("bytes"), py::arg("blocks"));
 }
 
 // ---------------------------------------------------------------------------------------------------- plan
@@ -195,5 +212,6 @@ PYBIND11_MODULE(_core, m) {
     bind_text(m);
     bind_thread_pool(m);
     wcse::bind_kernels(m);
+    wcse::bind_forward(m);
     wcse::bind_testing(m);
 }

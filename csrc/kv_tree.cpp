@@ -97,7 +97,7 @@ void KVTree::extend(int32_t node, const int32_t* tokens, size_t n, int32_t* slot
     grow(flight_, flight_.size() + 1);
     while (free_pages() < more) evict_oldest();
     append(node, tokens, n, slots);
-    peak_used_ = std::max(peak_used_, total_ - free_pages());
+    peak_used_ = std::max(peak_used_, used_pages());
     audit();
 }
 
@@ -116,7 +116,7 @@ void KVTree::extend_rows(const int32_t* nodes, const int32_t* tokens, size_t row
     grow(flight_, flight_.size() + rows);
     while (free_pages() < more) evict_oldest();
     for (size_t i = 0; i < rows; i++) append(nodes[i], tokens + i, 1, slots + i);
-    peak_used_ = std::max(peak_used_, total_ - free_pages());
+    peak_used_ = std::max(peak_used_, used_pages());
     audit();
 }
 
@@ -188,6 +188,25 @@ int64_t KVTree::evict(int64_t n_pages) {
     return freed;
 }
 
+std::vector<int32_t> KVTree::lend(int64_t n_pages) {
+    if (n_pages < 0) throw std::invalid_argument("lend: n_pages is " + std::to_string(n_pages) + ", must be >= 0");
+    const auto first = free_.end() - std::min(n_pages, free_pages());
+    std::vector<int32_t> pages(first, free_.end());
+    lent_.insert(lent_.end(), pages.begin(), pages.end());
+    free_.erase(first, free_.end());
+    audit();
+    return pages;
+}
+
+void KVTree::take_back(int64_t n_pages) {
+    if (n_pages < 0 || n_pages > static_cast<int64_t>(lent_.size()))
+        throw std::invalid_argument("take_back: n_pages is " + std::to_string(n_pages) + ", must be between 0 and " +
+                                    std::to_string(lent_.size()));
+    free_.insert(free_.end(), lent_.end() - n_pages, lent_.end());  // never allocates: it once held them all
+    lent_.erase(lent_.end() - n_pages, lent_.end());
+    audit();
+}
+
 // ------------------------------------------------------------------------------------------------- reading
 
 bool KVTree::alive(int32_t id) const noexcept {
@@ -210,7 +229,7 @@ const std::vector<int32_t>& KVTree::tokens(int32_t id) const { return need(id, "
 const std::vector<int32_t>& KVTree::pages(int32_t id) const { return need(id, "pages").pages; }
 
 KVTree::Stats KVTree::stats() const noexcept {
-    return {total_, free_pages(), cached_, pinned_, in_flight_, used_nodes_, tokens_, peak_used_, evicted_};
+    return {total_, total_ - used_pages(), cached_, pinned_, in_flight_, static_cast<int64_t>(lent_.size()), used_nodes_, tokens_, peak_used_, evicted_};
 }
 
 // ------------------------------------------------------------------------------------------------ the inside
@@ -399,6 +418,7 @@ void KVTree::check_pages() const {
         slot = who;
     };
     for (int32_t page : free_) claim(page, is_free);
+    for (int32_t page : lent_) claim(page, is_free);
     for (int32_t id = 0; id < id_limit(); id++)
         for (int32_t page : at(id).pages) claim(page, id);
     for (size_t page = 0; page < owner.size(); page++)
@@ -465,11 +485,12 @@ void KVTree::check_states() const {
     if (cached != cached_) violated("count of cached pages is wrong");
     if (pinned != pinned_) violated("count of pinned pages is wrong");
     if (in_flight != in_flight_) violated("count of pages in flight is wrong");
-    if (free_pages() + cached_ + pinned_ + in_flight_ != total_)
-        violated("free " + std::to_string(free_pages()) + " + cached " + std::to_string(cached_) + " + pinned " +
+    const int64_t free = total_ - used_pages();
+    if (free + cached_ + pinned_ + in_flight_ != total_)
+        violated("free " + std::to_string(free) + " + cached " + std::to_string(cached_) + " + pinned " +
                  std::to_string(pinned_) + " + in flight " + std::to_string(in_flight_) + " is not total " +
                  std::to_string(total_));
-    if (peak_used_ < total_ - free_pages() || peak_used_ > total_) violated("peak of used pages is wrong");
+    if (peak_used_ < used_pages() || peak_used_ > total_) violated("peak of used pages is wrong");
 }
 
 void KVTree::check_lists() const {

@@ -10,6 +10,8 @@
 //   cached     owned by a node that nothing holds; all of these can be evicted, children before parents
 //   in flight  touched by extend() since the last settle(): the running step still writes it. The step also
 //              reads the rest of the path, so an unsettled node holds itself and all of its ancestors.
+// Free pages can be lent: they are handed out no more until they are taken back, so that the memory behind them may
+// serve another tree. They stay free.
 // Eviction order is that in which nodes stopped being held. A child stops before its parent, hence the oldest
 // cached node never has children and evicting is popping the front of a list.
 //
@@ -37,6 +39,7 @@ class KVTree {
 public:
     struct Stats {
         int64_t total, free, cached, pinned, in_flight;  // pages
+        int64_t lent;                                    // free pages that are not handed out
         int64_t nodes;                                   // nodes that own an id, the super-root left out
         int64_t tokens;                                  // tokens stored in them
         int64_t peak_used;                               // most pages that were not free at one time
@@ -80,6 +83,12 @@ public:
     // Frees least recently held cached nodes until n_pages are freed or none is left. Returns the pages freed.
     int64_t evict(int64_t n_pages);
 
+    // At most n_pages free pages that are not handed out from now on: their numbers. Evicts nothing.
+    std::vector<int32_t> lend(int64_t n_pages);
+
+    // Hands out n_pages of those again.
+    void take_back(int64_t n_pages);
+
     // Recounts everything from scratch. Throws std::logic_error that names the violated law.
     void check() const;
 
@@ -120,7 +129,8 @@ private:
     const Node& need(int32_t id, const char* operation) const;
     void need_extensible(int32_t id, const int32_t* tokens, size_t n, const char* operation) const;
     void need_pages(int64_t n_pages, const char* operation) const;
-    int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
+    int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }  // to be handed out
+    int64_t used_pages() const { return total_ - static_cast<int64_t>(free_.size() + lent_.size()); }
 
     void hold(int32_t id);
     void unhold(int32_t id);
@@ -144,7 +154,8 @@ private:
 
     std::vector<Node> nodes_;
     std::vector<int32_t> free_ids_;
-    std::vector<int32_t> free_;     // pages, a stack
+    std::vector<int32_t> free_;     // pages, a stack; those that are lent are not in it
+    std::vector<int32_t> lent_;
     std::vector<int32_t> flight_;   // nodes with pages in flight, in the order they got there
     std::unordered_map<uint64_t, int32_t> index_;  // key -> first of its twins
     int64_t total_, cached_ = 0, pinned_ = 0, in_flight_ = 0;

@@ -1,9 +1,13 @@
 #include "thread_pool.h"
 
 #include <pthread.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <memory>
@@ -18,6 +22,13 @@ namespace wcse {
 namespace {
 
 constexpr int kMaxThreads = 1024;
+
+// A worker that keeps a loop waiting this long, and this many times as long as a chunk takes, has lost its core to
+// another process. For as long as that lasted the loops that follow do without workers; twice as long each time that it
+// happens again soon: what the core would give is then less than what waiting for it costs.
+using Clock = std::chrono::steady_clock;
+constexpr Clock::duration kStall = std::chrono::milliseconds(1), kMostRest = std::chrono::milliseconds(100);
+constexpr int kStallChunks = 4, kMostRests = 8, kSoon = 4;
 
 struct alignas(64) Share {
     std::atomic<int64_t> next{0};
@@ -50,13 +61,14 @@ public:
         body_ = &body;
         chunk_ = chunk;
         error_ = nullptr;
-        next_epoch(kOpen);
-        drain(0);
-        // Every chunk has been taken. Late workers stay out; those inside finish the chunk they are at, and only
-        // then may the loop's state be reused.
-        gate_.fetch_and(~kOpen, std::memory_order_relaxed);
-        for (int spin = 0; (gate_.load(std::memory_order_acquire) & kInside) != 0; spin++)
-            if (spin > 2000) std::this_thread::yield();
+        const Clock::time_point start = Clock::now();
+        if (start < alone_until_) {
+            drain(0);
+        } else {
+            next_epoch(kOpen);
+            const int64_t chunks = drain(0);
+            await_workers((Clock::now() - start) / std::max<int64_t>(chunks, 1));
+        }
         if (error_) std::rethrow_exception(error_);
     }
 
@@ -65,7 +77,24 @@ private:
     static constexpr uint64_t kInside = 0xffff, kOpen = 1 << 16;
     static uint64_t epoch_of(uint64_t gate) { return gate >> 17; }
 
+    // Every chunk has been taken. Late workers stay out; those inside finish the chunk they are at, and only then may
+    // the loop's state be reused.
+    void await_workers(Clock::duration chunk) {
+        gate_.fetch_and(~kOpen, std::memory_order_relaxed);
+        const auto inside = [&] { return (gate_.load(std::memory_order_acquire) & kInside) != 0; };
+        for (int spin = 0; spin < 2000; spin++)
+            if (!inside()) return;
+        const Clock::time_point start = Clock::now();
+        while (inside()) std::this_thread::yield();
+        const Clock::time_point now = Clock::now();
+        const Clock::duration waited = now - start;
+        if (waited <= kStall || waited <= kStallChunks * chunk) return;
+        rests_ = start - alone_until_ < kSoon * waited ? std::min(2 * rests_, kMostRests) : 1;
+        alone_until_ = now + std::min(rests_ * waited, kMostRest);
+    }
+
     void next_epoch(uint64_t open) {
+        if (sleepers_.load(std::memory_order_relaxed) > 0) leave_this_core();
         {
             // Under the lock, or a worker could miss it between its last look and its sleep.
             std::lock_guard<std::mutex> lock(mutex_);
@@ -81,14 +110,32 @@ private:
         for (auto& worker : workers_) worker.join();
     }
 
-    void drain(int self) {
+    // Linux often wakes a thread on the core of the one that wakes it, where a worker waits until the loop is over.
+    // Before they are woken the workers are kept off this core; the system chooses among the others.
+    void leave_this_core() {
+#ifdef __linux__
+        cpu_set_t cores;
+        const int mine = sched_getcpu();
+        if (mine < 0 || sched_getaffinity(0, sizeof cores, &cores) != 0) return;
+        if (CPU_COUNT(&cores) > 1 && mine < CPU_SETSIZE) CPU_CLR(mine, &cores);
+        if (placed_ && CPU_EQUAL(&cores, &worker_cores_)) return;
+        for (auto& worker : workers_) pthread_setaffinity_np(worker.native_handle(), sizeof cores, &cores);
+        worker_cores_ = cores;
+        placed_ = true;
+#endif
+    }
+
+    // Returns the number of chunks that this thread ran.
+    int64_t drain(int self) {
         inside_loop = true;
+        int64_t chunks = 0;
         const size_t threads = shares_.size();
         for (size_t i = 0; i < threads; i++) {
             Share& share = shares_[(static_cast<size_t>(self) + i) % threads];
             for (;;) {
                 const int64_t begin = share.next.fetch_add(chunk_, std::memory_order_relaxed);
                 if (begin >= share.end) break;
+                chunks++;
                 try {
                     (*body_)(begin, std::min(begin + chunk_, share.end));
                 } catch (...) {
@@ -98,6 +145,7 @@ private:
             }
         }
         inside_loop = false;
+        return chunks;
     }
 
     uint64_t await_epoch_after(uint64_t seen) {
@@ -106,7 +154,9 @@ private:
             if (spin % 64 == 63) std::this_thread::yield();
         if (!changed()) {
             std::unique_lock<std::mutex> lock(mutex_);
+            sleepers_.fetch_add(1, std::memory_order_relaxed);
             wake_.wait(lock, changed);
+            sleepers_.fetch_sub(1, std::memory_order_relaxed);
         }
         return gate_.load(std::memory_order_acquire);
     }
@@ -132,6 +182,13 @@ private:
     std::condition_variable wake_;
     std::atomic<uint64_t> gate_{0};
     std::atomic<bool> stop_{false};
+    std::atomic<int> sleepers_{0};
+    Clock::time_point alone_until_{};
+    int rests_ = 1;
+#ifdef __linux__
+    cpu_set_t worker_cores_;
+    bool placed_ = false;
+#endif
     const std::function<void(int64_t, int64_t)>* body_ = nullptr;
     int64_t chunk_ = 1;
     std::exception_ptr error_;

@@ -1,7 +1,8 @@
 // A small pool for parallel loops. The calling thread works too. Each thread owns an equal share of the
 // iterations and takes them in chunks; one that runs dry takes chunks from the others. A loop waits only for
-// chunks that were begun, so a stalled or sleeping worker delays it by one chunk at most. Workers sleep
-// between loops after a short spin.
+// chunks that were begun, so a sleeping worker costs nothing and a stalled one delays it by one chunk at most;
+// after a long stall (another process has the core) loops do without workers for a while. Workers sleep between
+// loops after a short spin, and on Linux are woken on other cores than the caller's.
 #pragma once
 #include <cstdint>
 #include <functional>

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from wcse.types import WcseError
 
-Format = Literal["fp32", "int8", "int4"]
+Format = Literal["fp32", "int8", "int4", "w8a8", "w4a8"]
+
+BITS: dict[Format, int] = {"int8": 8, "int4": 4, "w8a8": 8, "w4a8": 4}
+"""Of a weight's codes."""
+
+INTEGER: tuple[Format, ...] = ("w8a8", "w4a8")
+"""Formats whose inputs are rounded to 8 bits as well."""
 
 PANEL = 16
 """Output columns in one panel of a packed weight."""
@@ -70,7 +76,8 @@ class PackedLinear:
 
     ``panels`` is contiguous. Of 32 bits it is float32 [ceil(N / 16), K, 16]. Of 8 and 4 bits it is uint8
     [ceil(N / 64), ceil(K / group), bytes of a group]: 64 scales, 64 minima if there are any (both float32 where
-    ``wide``, else float16), then the codes as ``csrc/cpu/table.h`` has them.
+    ``wide``, else float16), then the codes as ``csrc/cpu/table.h`` has them. With ``integer`` the kernel rounds its
+    inputs to 8 bits too.
     """
 
     panels: Tensor
@@ -80,6 +87,7 @@ class PackedLinear:
     group: int = 0
     wide: bool = False
     minima: bool = False
+    integer: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +123,8 @@ def pack_linear(weight: Tensor, format: Format = "fp32") -> PackedLinear:
     Args:
         weight: the weight.
         format: "fp32"; "int8", codes of 8 bits and a float16 scale per 32 inputs: 8.5 bits a weight; "int4", codes
-            of 4 bits, a float16 scale and a float16 minimum per 32 inputs: 5 bits a weight.
+            of 4 bits, a float16 scale and a float16 minimum per 32 inputs: 5 bits a weight; "w8a8" and "w4a8", the
+            same weights multiplied with inputs that ``linear`` rounds to 8 bits.
 
     Raises:
         WcseError: not a matrix of floats, values that are not finite (quantised formats), or an unknown format.
@@ -127,7 +136,7 @@ def pack_linear(weight: Tensor, format: Format = "fp32") -> PackedLinear:
     if format not in get_args(Format):
         raise WcseError(f"format={format!r} is unknown; use {', '.join(map(repr, get_args(Format)))}")
     if format != "fp32":
-        return pack_quantized(quantize(weight, 8 if format == "int8" else 4))
+        return pack_quantized(quantize(weight, BITS[format]), integer=format in INTEGER)
     n, k = weight.shape
     n_panels = -(-n // PANEL)
     padded = weight.new_zeros((n_panels * PANEL, k), dtype=torch.float32)
@@ -135,8 +144,13 @@ def pack_linear(weight: Tensor, format: Format = "fp32") -> PackedLinear:
     return PackedLinear(padded.view(n_panels, PANEL, k).transpose(1, 2).contiguous(), n, k)
 
 
-def pack_quantized(weight: QuantizedWeight) -> PackedLinear:
-    """Pack codes as they are. Scales and minima are kept in float16 where that loses nothing."""
+def pack_quantized(weight: QuantizedWeight, *, integer: bool = False) -> PackedLinear:
+    """Pack codes as they are. Scales and minima are kept in float16 where that loses nothing.
+
+    Args:
+        weight: the codes.
+        integer: ``linear`` rounds its inputs to 8 bits, in the groups of the weight, and multiplies integers.
+    """
     n, k = weight.codes.shape
     params = [weight.scales] + ([] if weight.minima is None else [weight.minima])
     wide = not all(bool((part.half() == part).all()) for part in params)
@@ -152,7 +166,7 @@ def pack_quantized(weight: QuantizedWeight) -> PackedLinear:
         halves = split.view(np.uint8).reshape(n_blocks, BLOCK, n_groups, -1, 2, 4)
         split = halves[..., 0, :] | halves[..., 1, :] << 4
     codes[...] = split.reshape(n_blocks, BLOCK, n_groups, -1, 4).transpose(0, 2, 3, 1, 4)
-    return PackedLinear(panels, n, k, weight.bits, weight.group, wide, minima is not None)
+    return PackedLinear(panels, n, k, weight.bits, weight.group, wide, minima is not None, integer)
 
 
 def stack(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:

@@ -88,6 +88,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     return out if residual is None else out + residual
 
 
+def rounded(x: Tensor, group: int) -> Tensor:
+    """``x`` [T, K] as the integer kernels take it: 8 bits a value, in float32, one scale per ``group`` inputs of a row.
+
+    A code is ``x / scale`` rounded to the nearest (ties to even); ``scale`` is the largest magnitude / 127,
+    both in float32. A group of magnitudes below 2^-120 is 0, one with a NaN or an infinity is NaN.
+    """
+    n_rows, k = x.shape
+    groups = F.pad(x.float(), (0, -k % group)).view(n_rows, -1, group)
+    top = groups.abs().amax(-1, keepdim=True)
+    inverse = torch.full_like(top, 127) / top  # 127 / top would be 127 times a rounded reciprocal
+    codes = torch.where(top >= 2.0**-120, (groups * inverse).round(), 0)
+    values = torch.where(groups.isfinite().all(-1, keepdim=True), codes * (top / 127).to(x.dtype), math.nan)
+    return values.view(n_rows, -1)[:, :k]
+
+
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Half-split rotary embedding of ``x`` [T, H, d] with ``cos``/``sin`` [T, d/2]."""
     first, second = x.chunk(2, dim=-1)
@@ -123,9 +138,15 @@ def rope_write_kv(
     q, k = (rope(part, cos[position], sin[position]) for part in (q, k))
     page, offset = slots.long() // PAGE, slots.long() % PAGE
     # A value that is not finite would reach every later reader of its page (0 x NaN = NaN).
-    k_pages[page, :, :, offset] = torch.where(k.isfinite(), k, 0).to(k_pages.dtype)
-    v_pages[page, :, offset, :] = torch.where(v.isfinite(), v, 0).to(v_pages.dtype)
+    k_pages[page, :, :, offset] = _storable(k, k_pages.dtype)
+    v_pages[page, :, offset, :] = _storable(v, v_pages.dtype)
     return q.contiguous()
+
+
+def _storable(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In ``dtype``; 0 where not finite, and the largest number where it is too large for that."""
+    most = torch.finfo(dtype).max
+    return torch.where(x.isfinite(), x, 0).clamp(-most, most).to(dtype)
 
 
 _MASK32 = 0xFFFFFFFF

@@ -15,7 +15,7 @@ for line in sys.stdin:
         if precision == "unloadable":
             reply = {"ok": False, "error": "no such weights"}
         else:
-            modes = {name: ["plain"] for name in request["workloads"]}
+            modes = {name: ["plain"] for name in ("sample", "search", "score")}
             reply = {
                 "ok": True,
                 "seconds": 0.5,
@@ -34,12 +34,16 @@ for line in sys.stdin:
             time.sleep(600)
         if precision == "short":
             tokens -= 1
+        late = precision == "late" and n >= 4
+        if late:
+            tokens, seconds = 6, 2.0
         reply = {
             "ok": True,
             "seconds": seconds,
             "cpu_seconds": seconds,
             "tokens": tokens,
             "peak_rss": os.getpid(),
+            "cut_off": late,
             "extra": {"prompt": float(len(request["prompt"]))},
         }
         if precision == "refusing" and n >= 4:

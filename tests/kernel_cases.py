@@ -44,11 +44,16 @@ def attend(
     )
 
 
-def each_isa() -> Iterator[str]:
-    """Every instruction set that this processor runs, in use while the loop's body works."""
+def each_isa(*, integer: bool = False) -> Iterator[str]:
+    """Every instruction set that this processor runs, in use while the loop's body works.
+
+    Those with VNNI differ in the integer kernels only; they are left out unless ``integer``.
+    """
     before = _core.cpu_isa()
     try:
         for isa in _core.cpu_isas():
+            if isa.endswith("_vnni") and not integer:
+                continue
             _core.set_cpu_isa(isa)
             yield isa
     finally:

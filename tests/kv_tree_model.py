@@ -30,6 +30,7 @@ class Model:
         self.flight_order: list[int] = []
         self.clock = 0
         self.peak = 0
+        self.lent = 0
         self.evicted = 0
 
     def alive(self, i: int) -> bool:
@@ -62,6 +63,7 @@ class Model:
             pages["pinned" if i in held else "cached"] += len(node.pages) - len(node.flight)
         return pages | {
             "total": self.total,
+            "lent": self.lent,
             "nodes": len(self.nodes) - 1,
             "tokens": sum(len(node.tokens) for node in self.nodes.values()),
             "peak_used": self.peak,
@@ -70,7 +72,7 @@ class Model:
 
     def room(self) -> int:
         stats = self.stats()
-        return stats["free"] + stats["cached"]
+        return stats["free"] - self.lent + stats["cached"]
 
     def need(self, i: int, more: int) -> int:
         node = self.nodes[i]
@@ -82,7 +84,7 @@ class Model:
         self._update()
 
     def make_room(self, need: int) -> None:
-        while self.stats()["free"] < need:
+        while self.stats()["free"] - self.lent < need:
             self.evict_one()
 
     def append(self, i: int, tokens: list[int], slots: list[int]) -> None:

@@ -30,7 +30,7 @@ def byte_level() -> Tokenizer:
     """The tiny byte-level tokenizer with the control tokens and tags of all families."""
     tokenizer = Tokenizer.from_str(tiny_models.byte_level().to_str())
     tokenizer.add_special_tokens(list(CONTROL))
-    tokenizer.add_tokens([*PLAIN, " +", " -"])
+    tokenizer.add_tokens([*PLAIN, " +", " -", " Yes", " No"])
     return tokenizer
 
 
@@ -167,6 +167,14 @@ def eurus(tokenizer: Any, problem: str, steps: Sequence[str]) -> tuple[list[int]
     return whole, [*reads, len(whole) - 1 - whole[::-1].index(end)]
 
 
+def genrm(tokenizer: Any, problem: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+    user = [{"role": "user", "content": problem}]
+    text = tokenizer.apply_chat_template(user, tokenize=False, add_generation_prompt=True)
+    text += "\n\n".join(steps) + "\nIs the answer correct (Yes/No)?"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return ids, [len(ids) - 1]
+
+
 def orm(tokenizer: Any, problem: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
     ids = _chat(tokenizer, problem, "\n\n".join(steps))
     return ids, [len(ids) - 1]
@@ -230,6 +238,7 @@ CASES: dict[str, Case] = {
     "orm": Case(
         "llama", {"score.weight": (1, DIM)}, orm, _scalar, False, byte_level, "LlamaForSequenceClassification"
     ),
+    "genrm": Case("llama", {}, genrm, _verdict(" Yes", " No"), False),
     "eurus_prm": Case("qwen2", {}, eurus, _scalar, False),
 }
 

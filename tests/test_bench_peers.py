@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 
 from bench.peers import report
 from bench.peers.__main__ import main
-from bench.peers.driver import Campaign, Seat, Turn
+from bench.peers.driver import Campaign, Model, Seat, Task, Turn
+from bench.peers.floor import Floor
+from bench.peers.plan import Block, read_plan
 from bench.peers.process import SideError, SideProcess
 from bench.peers.registry import RECIPES, Entry, Recipe, entry_named
-from bench.peers.workloads import Cell, Prompts, Shape, cells, request
+from bench.peers.workloads import Cell, Prompts, Shape, request
+from wcse import zoo
 
 FAKE = Path(__file__).with_name("fake_side.py")
 SHAPE = Shape(prompt_tokens=12, new_tokens=4, steps=3, step_tokens=2)
@@ -38,13 +42,16 @@ class FakeEntry:
 def play(folder: Path, *precisions: str, **options: Any) -> tuple[list[Turn], list[Seat]]:
     """The turns of a campaign of fake sides."""
     turns: list[Turn] = []
-    seats = [Seat(FakeEntry(precision)) for precision in precisions]
-    given: dict[str, Any] = {
-        "cells": cells("ab", [1, 4]), "prompts": Prompts(lambda text: list(text.encode()), 12), "shape": SHAPE,
-        "rounds": 2, "model": {}, "threads": 1, "limit": 60.0, "together": True,
-    }  # fmt: skip
-    Campaign(seats, **given | options, logs=folder, hear=turns.append).run()
+    prompts = Prompts(lambda text: list(text.encode()), 12)
+    seats = [Seat(FakeEntry(precision), Model("m", {}, prompts)) for precision in precisions]
+    task = {"cells": cells("ab", 1, 4), "rounds": 2, "limit": 60.0, "together": True}
+    named = {name: options.pop(name) for name in set(task) & set(options)}
+    Campaign([Task(seats, **task | named)], SHAPE, 1, folder, turns.append, **options).run()
     return turns, seats
+
+
+def cells(letters: str, *sizes: int) -> list[Cell]:
+    return Block("m", ("wcse",), letters, sizes).cells
 
 
 @pytest.fixture(autouse=True)
@@ -84,17 +91,66 @@ def test_a_side_that_fails_is_reported_with_its_reason(tmp_path: Path) -> None:
     }
     done = [(t.side, t.n) for t in turns if not t.failed]
     assert done.count(("fake:mortal", 1)) == done.count(("fake:fast", 1)) == 4  # it was started again
-    records = report.summary(turns, ["fake:fast"])
-    text = report.table(records, seats, ["fake:fast"])
-    assert "fake:uninstallable: not installed: pip install failed: no wheel" in text
-    assert "| a | 4 | fake:mortal plain | failed: n=4: ended with status 3: out of luck |" in text
+    text = report.table(report.summary(turns, {}, {}), seats)
+    assert "fake:uninstallable (m): not installed: pip install failed: no wheel" in text
+    assert "| a | 4 | fake:mortal plain |  | failed: n=4: ended with status 3: out of luck |" in text
 
 
-def test_a_side_that_takes_too_long_is_ended_and_not_asked_again(tmp_path: Path) -> None:
-    turns, _ = play(tmp_path, "hanging", cells=cells("a", [1, 4, 8]), limit=2.0)
+def test_a_side_that_takes_too_long_is_cut_off_with_its_rate_and_not_asked_the_same_again(
+    tmp_path: Path,
+) -> None:
+    turns, seats = play(tmp_path, "fast", "late", cells=cells("a", 1, 4, 8))
+    late = [turn for turn in turns if turn.side == "fake:late"]
+    assert [(t.round, t.n, t.cut_off, t.tokens, t.failed) for t in late] == [
+        (0, 1, False, 4, ""), (0, 4, True, 6, ""), (0, 8, True, 6, ""), (1, 1, False, 4, "")
+    ]  # fmt: skip
+    record = next(r for r in report.summary(turns, {}, {}) if r["side"] == "fake:late" and r["n"] == 4)
+    assert record["cut_off"] and record["tokens_per_second"]["median"] == 3.0
+    text = report.table([record], seats)
+    assert "| a | 4 | fake:late plain |  | ~3.0 |" in text and "cut off at its time limit" in text
+
+
+def test_a_side_that_does_not_notice_its_time_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.peers.driver.GRACE", 1.0)
+    turns, _ = play(tmp_path, "hanging", cells=cells("a", 1, 4, 8), limit=1.0)
     reasons = {turn.n: turn.failed for turn in turns}
     assert reasons == {1: "", 4: "n=4: took longer than 2 s", 8: "n=4: took longer than 2 s"}
     assert [turn.n for turn in turns if not turn.failed] == [1, 1]
+
+
+def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole, _ = play(tmp_path, "fast", "late", "mortal")
+    rounds: list[int] = []
+    more, seats = play(tmp_path, "fast", "late", "mortal", done=whole[:9], on_round=lambda: rounds.append(1))
+    assert [turn.key for turn in [*whole[:9], *more]] == [turn.key for turn in whole]
+    assert len(rounds) == 2
+    facts = [seat.facts for seat in seats]
+    none, seats = play(tmp_path, "fast", done=whole)
+    assert none == [] and len(seats[0].load_seconds) == 1  # what it can do was not known
+    prompts = seats[0].model.prompts
+    seat = Seat(FakeEntry("fast"), Model("m", {}, prompts), facts=facts[0])
+    task = Task([seat], cells("ab", 1, 4), 2, 60.0, True)
+    Campaign([task], SHAPE, 1, tmp_path, none.append, done=whole).run()
+    assert none == [] and seat.load_seconds == []
+
+
+def test_a_side_stays_for_the_next_task_and_is_loaded_anew_for_more(tmp_path: Path) -> None:
+    model = Model("m", {}, Prompts(lambda text: list(text.encode()), 12))
+    stays, leaves = Seat(FakeEntry("fast"), model), Seat(FakeEntry("slow"), model)
+    tasks = [
+        Task([stays, leaves], cells("ab", 1), 1, 60.0, True),
+        Task([stays], cells("a", 4), 2, 60.0, True),
+        Task([stays, leaves], cells("c", 1), 1, 60.0, True),
+    ]
+    turns: list[Turn] = []
+    Campaign(tasks, SHAPE, 1, tmp_path, turns.append).run()
+    assert (len(stays.load_seconds), len(leaves.load_seconds)) == (2, 2)
+    assert [(t.workload, t.n, t.side[5:]) for t in turns] == [
+        ("sample", 1, "fast"), ("sample", 1, "slow"), ("search", 1, "fast"), ("search", 1, "slow"),
+        ("sample", 4, "fast"), ("sample", 4, "fast"), ("score", 1, "fast"), ("score", 1, "slow"),
+    ]  # fmt: skip
 
 
 def test_a_side_that_dies_at_once(tmp_path: Path) -> None:
@@ -106,30 +162,55 @@ def test_a_side_that_dies_at_once(tmp_path: Path) -> None:
 
 
 def turn(round_: int, side: str, seconds: float, n: int = 4, failed: str = "") -> Turn:
-    return Turn(round_, "sample", n, side, "plain", 8, seconds, 2 * seconds, 1 << 20, {"x": seconds}, failed)
+    figures: Any = (
+        {} if failed else {"tokens": 8, "seconds": seconds, "cpu_seconds": 2 * seconds, "peak_rss": 1 << 20}
+    )
+    return Turn("m", round_, "sample", n, side, "plain", **figures, extra={"x": seconds}, failed=failed)
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     turns = [
-        turn(0, "us", 1.0),
-        turn(0, "it", 3.0),
-        turn(1, "us", 2.0),
-        turn(1, "it", 4.0),
-        turn(2, "us", 1.0),
+        turn(0, "wcse:float32", 1.0),
+        turn(0, "it:f32", 3.0),
+        turn(1, "wcse:float32", 2.0),
+        turn(1, "it:f32", 4.0),
     ]
-    turns += [turn(2, "it", 0.0, failed="tired"), turn(3, "it", 9.0)]
-    us, it = report.summary(turns, ["us"])
-    assert us["times"] == {"us": {"min": 1.0, "median": 1.0, "max": 1.0}}
-    assert it["times"] == {"us": {"min": 2.0, "median": 2.5, "max": 3.0}}
+    turns += [turn(2, "wcse:float32", 1.0), turn(2, "it:f32", 0.0, failed="tired"), turn(3, "it:f32", 9.0)]
+    us, it = report.summary(turns, {}, {("m", "sample", 4): 16.0})
+    assert us["times"] == {"wcse:float32": {"min": 1.0, "median": 1.0, "max": 1.0}}
+    assert it["times"] == {"wcse:float32": {"min": 2.0, "median": 2.5, "max": 3.0}}
     assert it["tokens_per_second"] == {"min": 8 / 9, "median": 2.0, "max": 8 / 3}
     assert (it["rounds"], it["failed"], it["peak_rss"], it["extra"]) == (3, ["tired"], 1 << 20, {"x": 4.0})
-    text = report.table([us, it], [], ["us"])
-    assert text.splitlines()[-1] == "| a | 4 | it plain | 2.0 | 1.0 | 1 | 2.00 / 2.50 / 3.00 |"
+    assert (it["bits"], it["equal"], it["share_of_floor"]) == (32, "wcse:float32", 0.125)
+    last = "| a | 4 | it:f32 plain | 32 | 2.0 | 1.0 | 12% | 1 | 2.00 / 2.50 / 3.00 | 2.00 / 2.50 / 3.00 (float32) |"
+    assert report.table([us, it], []).splitlines()[-2] == last
+
+
+def test_equal_precision_is_the_fastest_of_as_many_bits() -> None:
+    names = ("wcse:float32", "wcse:int8", "wcse:w8a8", "peer:q8_0", "peer:file", "other:bfloat16")
+    turns = [
+        turn(0, name, seconds) for name, seconds in zip(names, (4.0, 3.0, 2.0, 6.0, 5.0, 9.0), strict=True)
+    ]
+    records = report.summary(turns, {("m", "peer:file"): "Some-0.5B-Model.Q4_K_M"}, {})
+    assert [record["bits"] for record in records] == [32, 8, 8, 8, 4, 16]
+    assert [record["equal"] for record in records[3:]] == ["wcse:w8a8", "", ""]
+    assert records[3]["times"]["wcse:w8a8"]["median"] == 3.0
+
+
+def test_the_floor_counts_what_must_be_read() -> None:
+    shape = Shape(prompt_tokens=100, new_tokens=10, steps=3, step_tokens=5, requests=2)
+    assert Cell("sample", 4).read(shape) == (100 + 4 * 9, 0)
+    assert Cell("search", 4).read(shape) == (100 + 4 * 15 - 4, 0)
+    assert Cell("score", 4).read(shape) == (100 + 4 * 15 - 4, 100 + 4 * 18)
+    assert Cell("serve", 4).read(shape) == (2 * (100 + 4 * 9), 0)
+    assert Cell("serve", 4).tokens(shape) == 2 * 4 * 10
+    floor = Floor(zoo.path("tiny-wc"))
+    assert floor.flops(Cell("sample", 4), shape) == 2 * (floor.body * 136 + (floor.whole - floor.body) * 37)
 
 
 def test_prompts_differ_and_have_their_length() -> None:
     prompts = Prompts(lambda text: list(text.encode()), 700)
-    made = [prompts.of(cell, round_) for cell in cells("abc", [1, 4]) for round_ in range(3)]
+    made = [prompts.of(cell, round_) for cell in cells("abcs", 1, 4) for round_ in range(3)]
     assert {len(ids) for ids in made} == {700}
     assert len({tuple(ids[:32]) for ids in made}) == len(made)
     assert prompts.of(Cell("sample", 4), 1) == prompts.of(Cell("sample", 4), 1)
@@ -162,7 +243,7 @@ def test_an_environment_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.
 def test_our_side_writes_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.peers.__main__.CACHE", tmp_path / "cache")
     options = (
-        "--model tiny-wc --sides wcse --workloads a,b,c --n 1,8 --rounds 1 --threads 1 --prompt-tokens 40 "
+        "--model tiny-wc --sides wcse --workloads abc --n 1,8 --rounds 1 --threads 1 --prompt-tokens 40 "
         "--new-tokens 6 --steps 3 --step-tokens 5 --name mine --out"
     )
     assert main([*options.split(), str(tmp_path)]) == 0
@@ -174,8 +255,46 @@ def test_our_side_writes_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(not t["failed"] and t["seconds"] > 0 and t["peak_rss"] > 0 for t in turns.values())
     read = turns["score", 8]["extra"]
     assert read["verifier_tokens"] >= 120 and read["verifier_seconds"] > 0
-    assert whole["sides"]["wcse:float32"]["status"] == "ok" and whole["machine"]["cores"] >= 1
-    assert "| a | 8 | wcse:float32 tree |" in (tmp_path / "mine.md").read_text()
+    assert whole["sides"]["tiny-wc wcse:float32"]["status"] == "ok" and whole["machine"]["cores"] >= 1
+    assert "| a | 8 | wcse:float32 tree | 32 |" in (tmp_path / "mine.md").read_text()
+    assert main([*options.split(), str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "mine.json").read_text())
+    assert (
+        again["turns"] == whole["turns"] and len(again["sessions"]) == 2 and again["peaks"] == whole["peaks"]
+    )
+    assert main([*options.replace("--steps 3", "--steps 2").split(), str(tmp_path)]) == 2
+
+
+def test_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in Path(report.__file__).parent.glob("*.toml"):
+        assert all(block.cells and block.entries for block in read_plan(path))
+    good = '[[block]]\nmodel = "smollm2"\nsides = ["wcse"]\nworkloads = "ac"\nn = [4, 1]\n'
+    path = tmp_path / "plan.toml"
+    path.write_text(good)
+    (block,) = read_plan(path)
+    assert [(cell.workload, cell.n) for cell in block.cells] == [
+        ("sample", 1),
+        ("sample", 4),
+        ("score", 1),
+        ("score", 4),
+    ]
+    for change, words in (
+        (('"ac"', '"ax"'), "block 1: workloads='ax': give letters of abcs"),
+        (("[4, 1]", "[0]"), "at least 1"),
+        (('["wcse"]', '["sglang"]'), "side 'sglang': unknown"),
+        (("model", "modle"), "unknown modle"),
+        (("n = [4, 1]", ""), "n missing"),
+        (("[[block]]", "[block]"), "block"),
+        (("[4, 1]", "[4"), "plan"),
+        (('workloads = "ac"', 'workloads = "ac"\nrounds = 0'), "rounds=0"),
+    ):
+        path.write_text(good.replace(*change))
+        with pytest.raises(ValueError, match=re.escape(words)):
+            read_plan(path)
+        assert main(["--plan", str(path)]) == 2 and words in capsys.readouterr().err
+    path.write_text(good.replace("smollm2", "other"))
+    assert main(["--plan", str(path), "--out", str(tmp_path)]) == 1
+    assert "add --model other=PATH" in capsys.readouterr().err
 
 
 def test_a_request_fits_the_item_of_a_side(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,3 +168,14 @@ def test_recipes_refuse_impossible_budgets(problems: list[Problem]) -> None:
         recipe(budget="tokens=0")
     with pytest.raises(WcseError, match="tokens=20 is impossible for problem"):
         solve_all(recipe(budget="tokens=20", strategies=("majority",)), problems)
+
+
+def test_a_verifier_of_two_models_reads_each_token_twice() -> None:
+    one = ModelCost(10, 1)
+    account = Account(Budget(tokens=100), one, one + one, scored=True)
+    account.open(10, "a")
+    assert (account.read, account.prm_flops) == (20, 2 * one.flops(10, 0))
+    assert account.shares([10]) == [(100 - 10 - 20) // 3]
+    account.charge(23, 10)
+    assert account.read == 20 + 46
+    assert account.prompt + account.written + account.read <= 100

@@ -508,6 +508,21 @@ class KVTreeMachine(RuleBasedStateMachine):
             expected += freed
         assert self.tree.evict(n_pages) == expected
 
+    @rule(n_pages=st.integers(0, 7))
+    def lend(self, n_pages: int) -> None:
+        available = self.tree.stats()["free"] - self.model.lent
+        assert len(self.tree.lend(n_pages)) == min(n_pages, available)
+        self.model.lent += min(n_pages, available)
+
+    @rule(n_pages=st.integers(0, 7))
+    def take_back(self, n_pages: int) -> None:
+        if n_pages > self.model.lent:
+            with pytest.raises(ValueError, match="take_back"):
+                self.tree.take_back(n_pages)
+        else:
+            self.tree.take_back(n_pages)
+            self.model.lent -= n_pages
+
     @invariant()
     def agrees(self) -> None:
         self.tree.check()

@@ -13,8 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wcse import _core
-from wcse.models.decoder import Batch, Decoder, KVPool, RopeTable
+from wcse.models.decoder import Batch, Decoder
 from wcse.models.hf import open_hf, read_json
+from wcse.models.kv_pool import KVPool
+from wcse.models.rope import RopeTable
 from wcse.models.spec import Rope, spec_from_hf
 from wcse.models.weights import Weights
 from wcse.types import WcseError

@@ -16,10 +16,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from wcse import _core
-from wcse.models.decoder import Batch, Decoder, KVPool
+from wcse.models.decoder import Batch, Decoder
 from wcse.models.gguf import open_gguf, spec_from_gguf
 from wcse.models.gguf_file import GgufFile
 from wcse.models.gguf_tokenizer import gguf_eos_ids, gguf_tokenizer
+from wcse.models.kv_pool import KVPool
 from wcse.models.load import load_model
 from wcse.types import WcseError
 

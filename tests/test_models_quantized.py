@@ -14,8 +14,9 @@ import torch
 
 from wcse import LLM, SamplingParams, _core
 from wcse.kernels import ops
-from wcse.models.decoder import Batch, Decoder, KVPool
+from wcse.models.decoder import Batch, Decoder
 from wcse.models.gguf_blocks import decode
+from wcse.models.kv_pool import KVPool
 from wcse.models.load import LoadedModel, load_model
 from wcse.models.weights import Weights
 from wcse.recipe import Recipe
@@ -109,7 +110,23 @@ def test_a_checkpoint_is_that_of_its_rounded_weights(folder: Path, quantization:
     assert model.decoder.weight_bytes < share * exact.decoder.weight_bytes
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize(("quantization", "weights"), [("w8a8", "int8"), ("w4a8", "int4")])
+def test_inputs_of_8_bits_are_close_to_floats(folder: Path, quantization: str, weights: str) -> None:
+    model, floats = load_model(folder, quantization=quantization), load_model(folder, quantization=weights)
+    assert model.decoder.weight_bytes == floats.decoder.weight_bytes
+    error = (logits(model) - logits(floats)).norm() / logits(floats).norm()
+    assert 0 < error < 0.08  # as much as that of 8-bit weights here
+
+
+def test_a_gguf_file_with_inputs_of_8_bits(folder: Path, tmp_path: Path) -> None:
+    tiny_gguf.write(folder, tmp_path / "q8.gguf", Kind.Q8_0)
+    model, floats = (load_model(tmp_path / "q8.gguf", quantization=q) for q in ("gguf_a8", "gguf"))
+    error = (logits(model) - logits(floats)).norm() / logits(floats).norm()
+    assert 0 < error < 0.08  # as much as that of 8-bit weights here
+    assert model.decoder.weight_bytes == floats.decoder.weight_bytes
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4", "w8a8", "w4a8"])
 def test_a_row_has_the_same_bits_in_any_batch(folder: Path, quantization: str) -> None:
     decoder = load_model(folder, quantization=quantization).decoder
     tokens = list(range(3, 80))
@@ -128,7 +145,7 @@ def test_llm_takes_vllms_name(folder: Path) -> None:
 
 
 def test_bad_options_are_refused(folder: Path) -> None:
-    with pytest.raises(WcseError, match="quantization='int3' is unknown; use 'int8', 'int4', 'gguf' or None"):
+    with pytest.raises(WcseError, match=r"quantization='int3' is unknown; use 'int8', .*, 'gguf_a8' or None"):
         load_model(folder, quantization="int3")  # type: ignore[arg-type]
     with pytest.raises(
         WcseError, match=r"quantization='gguf': .* is not a \.gguf file; use 'int8' or 'int4'"

@@ -30,7 +30,7 @@ PROBLEM = "Anna has 12 apples and buys 7 more. How many apples does she have now
 TEXT = "12 + 7 = 19 apples, so First add. Then $x$ \\boxed{19} naïve 日本 a-b (ii) Step"
 WORDS = [*TEXT.split(), "p\tq"]
 
-WHOLE_ANSWER = ("rlhflow_orm", "orm", "eurus_prm", "er_prm")
+WHOLE_ANSWER = ("rlhflow_orm", "orm", "genrm", "eurus_prm", "er_prm")
 """Their full text shows one score, or (ER-PRM) the next step may change the tokens of the tag before it."""
 MERGES = ("er_prm",)
 
@@ -201,7 +201,8 @@ def test_the_family_is_found_by_class_or_name() -> None:
 
 
 def test_every_family_has_a_case_or_its_own_tests() -> None:
-    assert set(FAMILIES) - set(CASES) == {"implicit"}  # tests/test_reward.py
+    # tests/test_reward.py, tests/test_reward_generative.py
+    assert set(FAMILIES) - set(CASES) == {"implicit", "genrm_cot", "critic"}
 
 
 def test_a_model_of_another_family_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:

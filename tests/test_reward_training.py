@@ -9,27 +9,34 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
+from wcse import zoo
 from wcse.answers import Verdict, extract_answer, is_correct
 from wcse.cli import main
 from wcse.engine.engine import Engine
 from wcse.models.load import load_model
+from wcse.reward.families import FAMILIES
+from wcse.reward.finetuning import (
+    CLASSIFIER,
+    Finetuning,
+    classifier_logits,
+    path_logprobs,
+    step_loss,
+    train_classifier,
+)
 from wcse.reward.layout import Layout
 from wcse.reward.load import load_prm
 from wcse.reward.quality import auc, calibration_error, within_group_auc
 from wcse.reward.rollouts import Labelling, label_problems
+from wcse.reward.scorer import ImplicitPRM
 from wcse.reward.text import score_many
 from wcse.reward.training import (
-    CLASSIFIER,
-    ClassifierTraining,
     encode_records,
     features_of,
     read_records,
     split_records,
-    step_loss,
     stream_layout,
-    train_classifier,
 )
 from wcse.types import Problem, WcseError
 
@@ -100,15 +107,15 @@ def test_the_loss_does_not_depend_on_the_parts_of_a_batch(start: Path) -> None:
     model = AutoModelForTokenClassification.from_pretrained(start, num_labels=2, dtype=torch.float32)
     total = sum(len(row.reads) for row in encoded)
     with torch.no_grad():
-        whole = step_loss(model, encoded, 0, total)
-        parts = sum(step_loss(model, [row], 0, total) for row in encoded)
+        whole = step_loss(model, encoded, classifier_logits, 0, total)
+        parts = sum(step_loss(model, [row], classifier_logits, 0, total) for row in encoded)
     torch.testing.assert_close(parts, whole)
 
 
 def test_a_classifier_learns_eight_rows_and_is_read_as_it_was_trained(start: Path, tmp_path: Path) -> None:
     layout = Layout(CLASSIFIER, load_model(start).tokenizer)
     encoded, _ = encode_records(layout, RECORDS, 512)
-    settings = ClassifierTraining(epochs=60, lr=3e-3, batch=8, warmup=0.1)
+    settings = Finetuning(epochs=60, lr=3e-3, batch=8, warmup=0.1)
     train_classifier(start, encoded, layout, settings, tmp_path)
     prm = load_prm(str(tmp_path), kv_memory=0.05)
     assert (prm.layout.family.name, prm.default_agg) == ("token_classification", "last")
@@ -122,6 +129,63 @@ def test_a_classifier_learns_eight_rows_and_is_read_as_it_was_trained(start: Pat
         for row, mine in zip(encoded, scores.view(-1, 2), strict=True):
             expected = model(torch.tensor([row.ids])).logits[0, row.reads].softmax(-1)[:, 1]
             torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("lora", [0, 8])
+def test_an_implicit_model_learns_eight_rows_and_is_read_as_it_was_trained(
+    start: Path, tmp_path: Path, lora: int
+) -> None:
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("\n".join(map(json.dumps, RECORDS)))
+    out = tmp_path / "prm"
+    command = ["prm", "train", str(labels), "--kind", "implicit", "--model", str(start), "--out", str(out)]
+    assert main(command) == 2  # no reference
+    options = ["--reference", str(start), "--beta", "0.5", "--bias", "0.2", "--epochs", "60", "--lr", "3e-3"]
+    assert main([*command, *options, "--batch", "8", "--lora-rank", str(lora)]) == 0
+    prm = load_prm(str(out), kv_memory=0.05)
+    assert isinstance(prm, ImplicitPRM)
+    assert (prm.layout.family.name, prm.beta, prm.bias) == ("implicit", 0.5, 0.2)
+    found = list(score_many(prm, [(r["prompt"], r["completions"]) for r in RECORDS]))
+    taught, _ = split_records(RECORDS)
+    places = [i for i, record in enumerate(RECORDS) if record in taught]
+    scores = torch.tensor([score for i in places for score in found[i]])
+    assert auc(scores, torch.tensor([float(x) for i in places for x in RECORDS[i]["labels"]])) == 1.0
+    encoded, _ = encode_records(Layout(FAMILIES["implicit"], prm.layout.tokenizer), RECORDS, 512)
+    models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (out, start)]
+    with torch.no_grad():
+        for row, mine in zip(encoded, found, strict=True):
+            ids = torch.tensor([row.ids])
+            ours, theirs = (path_logprobs(model, [row], ids, torch.ones_like(ids)) for model in models)
+            expected = torch.sigmoid(0.2 + 0.5 * (ours - theirs))
+            torch.testing.assert_close(torch.tensor(mine), expected, atol=1e-4, rtol=0)
+
+
+def test_a_start_that_is_implicit_keeps_its_reference(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.jsonl"
+    rows = [
+        {
+            "prompt": "What is 2 + 3?",
+            "completions": ["2 + 3 = 5.", "The answer is \\boxed{5}."],
+            "labels": [1, 1],
+        }
+    ]
+    labels.write_text(json.dumps(rows[0]))
+    out = tmp_path / "prm"
+    command = ["prm", "train", str(labels), "--kind", "implicit", "--model", "tiny-wc-prm", "--bf16"]
+    assert main([*command, "--out", str(out)]) == 0
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (zoo.path("tiny-wc-prm"), out))
+    assert {key: new["wcse"][key] for key in old["wcse"]} == old["wcse"]
+    assert new["dtype"] == "float16"
+
+
+def test_lora_trains_a_classifier_of_the_same_layout(start: Path, tmp_path: Path) -> None:
+    layout = Layout(CLASSIFIER, load_model(start).tokenizer)
+    encoded, _ = encode_records(layout, RECORDS, 512)
+    train_classifier(start, encoded, layout, Finetuning(epochs=60, lr=1e-2, batch=8, lora_rank=4), tmp_path)
+    prm = load_prm(str(tmp_path), kv_memory=0.05)
+    scores = [s for row in score_many(prm, [(r["prompt"], r["completions"]) for r in RECORDS]) for s in row]
+    labels = torch.tensor([float(label) for record in RECORDS for label in record["labels"]])
+    assert auc(torch.tensor(scores), labels) > 0.9
 
 
 def test_rows_are_cut_by_whole_steps_and_counted(start: Path) -> None:

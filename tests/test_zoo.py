@@ -208,32 +208,23 @@ RECORD = {
 }
 
 
-def test_a_step_is_read_at_its_last_token() -> None:
-    from wcse.zoo.train_prm import encode_rows
+def test_a_step_of_the_policys_stream_is_read_at_its_last_token() -> None:
+    from transformers import AutoTokenizer
 
-    tokenizer = load_tokenizer(zoo.path("tiny-wc"))
-    (row,) = encode_rows(tokenizer, [RECORD])
+    from wcse.reward.training import encode_records, stream_layout
+
+    folder = zoo.path("tiny-wc")
+    (row,), _ = encode_records(stream_layout(AutoTokenizer.from_pretrained(folder), "\n\n"), [RECORD], 1024)
+    tokenizer = load_tokenizer(folder)
     stream = prompt_text(RECORD["prompt"]) + "\n\n".join(RECORD["completions"]) + "<|end|>"
     assert row.ids == tokenizer.encode(stream).ids
     assert row.labels == [1.0, 0.25]
     assert [tokenizer.id_to_token(row.ids[r]) for r in row.reads] == ["ĊĊ", "<|end|>"]
 
 
-def test_the_implicit_verifier_is_trained_on_what_the_scorer_reads() -> None:
-    from transformers import AutoTokenizer
+def test_training_problems_are_the_same_for_a_seed_and_no_evaluations(corpus: Any) -> None:
+    from wcse.zoo.problems import training_problems
 
-    from wcse.reward.families import family_named
-    from wcse.reward.layout import Layout
-    from wcse.zoo.train_prm import encode_rows, step_logprobs
-
-    folder = zoo.path("tiny-wc")
-    layout = Layout(family_named("implicit"), AutoTokenizer.from_pretrained(folder))
-    prompt = len(layout.prefix(RECORD["prompt"]))
-    readings = [layout.read(RECORD["prompt"], RECORD["completions"][: i + 1]) for i in range(3)]
-    ids, ends = readings[-1].ids, [reading.read for reading in readings]
-    policy = load_weights(folder)
-    with torch.inference_mode():
-        logprobs = policy.logits(policy.hidden(torch.tensor([ids])))[0].log_softmax(1)
-        sums = logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0][prompt - 1 :].cumsum(0)
-        found = step_logprobs(policy, encode_rows(load_tokenizer(folder), [RECORD]), pad=0)
-    torch.testing.assert_close(found, sums[[ends[0] - prompt, ends[2] - prompt]], atol=1e-4, rtol=1e-4)
+    problems = list(training_problems(20, 3))
+    assert problems == list(training_problems(20, 3))
+    assert len({problem["problem"] for problem in problems}) == 20

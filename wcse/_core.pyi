@@ -26,10 +26,14 @@ class KVStats(TypedDict):
     cached: int
     pinned: int
     in_flight: int
+    lent: int
     nodes: int
     tokens: int
     peak_used: int
     evicted: int
+
+def decommit_blocks(address: int, bytes: int, blocks: Int32) -> None:
+    """Blocks of ``bytes`` bytes each from ``address`` on go back to the system; written again, they begin as zeros."""
 
 class KVTree:
     """Owner of the pages (16 tokens each) of keys and values of a forest of token spans.
@@ -57,6 +61,10 @@ class KVTree:
         """Append ``tokens[i]`` to ``nodes[i]``, all or nothing. The nodes are distinct. Returns slots int32[R]."""
     def settle(self) -> None:
         """The running step has written its keys and values: nothing is in flight any more."""
+    def lend(self, n_pages: int) -> Int32:
+        """At most so many free pages that are not handed out from now on: their numbers. They stay ``free``."""
+    def take_back(self, n_pages: int) -> None:
+        """Hand out so many of the lent pages again."""
     def seal(self, node: int) -> None:
         """No more tokens; from now on the node can be forked and, once settled, matched."""
     def retain(self, node: int) -> None:
@@ -228,8 +236,14 @@ def cpu_isas() -> list[str]:
 def set_cpu_isa(name: str) -> None:
     """Use this one of cpu_isas(), for tests and comparisons; ValueError if it does not run here."""
 
+def unpack_rows() -> int:
+    """Up to so many rows linear unpacks quantised weights in registers; beyond, blocks of them into the cache."""
+
 def fma_peak(threads: int, seconds: float = 0.2) -> float:
     """Floating-point operations per second of bare multiply-adds, every thread at its best within that time."""
+
+def dot_peak(threads: int, seconds: float = 0.2) -> float:
+    """Integer operations per second of bare dot products of bytes, likewise."""
 
 def tree_attention(
     plan: Plan,
@@ -244,6 +258,7 @@ def tree_attention(
     scale: float,
     softcap: float,
     window: int,
+    half: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -254,6 +269,7 @@ def linear(
     group: int,
     wide: bool,
     minima: bool,
+    integer: bool,
     bias: int,
     residual: int,
     out: int,
@@ -295,6 +311,7 @@ def rope_write_kv(
     n_pages: int,
     eps: float,
     norm_offset: float,
+    half: bool,
     threads: int,
     /,
 ) -> None: ...
@@ -327,3 +344,48 @@ class _testing:
     def plant_fault(tree: KVTree, name: str, node: int) -> None: ...
     @staticmethod
     def loop(n: int, chunk: int, nested: int = 0, fail_at: int = -1) -> tuple[Int32, str]: ...
+
+class LayerArgs:
+    def __init__(
+        self,
+        norms: Sequence[int],
+        matrices: Sequence[tuple[int, int, int, bool, bool, bool, int, int, int]],
+        window: int,
+        rope: int,
+    ) -> None: ...
+
+class Forward:
+    def __init__(
+        self,
+        *,
+        layers: Sequence[LayerArgs],
+        final_norm: int,
+        dim: int,
+        n_heads: int,
+        n_kv_heads: int,
+        d: int,
+        eps: float,
+        norm_offset: float,
+        scale: float,
+        softcap: float,
+        gelu: bool,
+    ) -> None: ...
+    def forward(
+        self,
+        plan: Plan,
+        x: int,
+        rows: int,
+        positions: int,
+        slots: int,
+        ropes: Sequence[tuple[int, int, int]],
+        k_pages: int,
+        v_pages: int,
+        n_pages: int,
+        half: bool,
+        out_rows: int,
+        n_out: int,
+        out: int,
+        threads: int,
+    ) -> None: ...
+
+def stage_seconds() -> list[float]: ...

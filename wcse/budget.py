@@ -56,6 +56,11 @@ class Budget:
         if self.money is None and any(prices.values()):
             raise WcseError("budget: prices are given, but no money; add money=...")
 
+    @property
+    def by_token(self) -> bool:
+        """Whether a limit is kept token by token, so that costs must be known before."""
+        return any(limit is not None for limit in (self.tokens, self.flops, self.money))
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read ``tokens=20000`` or ``money=0.01,price_in=0.1,price_out=0.4``.
@@ -118,7 +123,7 @@ class Account:
         self.policy_flops += self.policy.flops(prompt, 0)
         if self._reads:
             assert self.verifier is not None
-            self.read += prompt
+            self.read += prompt * self.verifier.models
             self.prm_flops += self.verifier.flops(prompt, 0)
         for unit, left in self._left().items():
             if left <= 0:
@@ -134,7 +139,7 @@ class Account:
         self.policy_flops += self.policy.flops(tokens, context)
         if self._reads:
             assert self.verifier is not None
-            self.read += tokens
+            self.read += tokens * self.verifier.models
             self.prm_flops += self.verifier.flops(tokens, context)
 
     def shares(self, contexts: Sequence[int]) -> list[int] | None:
@@ -156,14 +161,19 @@ class Account:
     def _reads(self) -> bool:
         return self.scored and self.verifier is not None
 
+    @property
+    def _readers(self) -> int:
+        """How often the verifier reads each token: once for each of its models."""
+        return self.verifier.models if self._reads and self.verifier is not None else 0
+
     def _row(self, unit: str, share: float, context: int) -> int:
         assert self.budget is not None
         if unit == "tokens":
-            return int(share // (2 if self._reads else 1))
+            return int(share // (1 + self._readers))
         if unit == "flops":
             both = self.policy + self.verifier if self._reads and self.verifier is not None else self.policy
             return both.tokens(share, context)
-        price = self.budget.price_out + (self.budget.price_prm if self._reads else 0.0)
+        price = self.budget.price_out + self.budget.price_prm * self._readers
         # A share that pays for 7 tokens may come out as 6.999..; a billionth of a token is nobody's money.
         return int(share * 1e6 / price + 1e-9) if price > 0 else 1 << 40
 

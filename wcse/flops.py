@@ -30,11 +30,13 @@ class Sizes(Protocol):
 class ModelCost:
     """A model's cost per token: ``2 * params`` for its matrices, ``attention`` per pair of positions.
 
-    ``attention`` is 4 * layers * query heads * head size: a product and a sum for q.k and for p.v each.
+    ``attention`` is 4 * layers * query heads * head size: a product and a sum for q.k and for p.v each. ``models`` is
+    how many models read each token, where the costs of several are added up.
     """
 
     params: int
     attention: int
+    models: int = 1
 
     @classmethod
     def of(cls, sizes: Sizes, *, head: bool = True) -> Self:
@@ -46,7 +48,8 @@ class ModelCost:
 
     def __add__(self, other: ModelCost) -> ModelCost:
         """Both models read the same tokens."""
-        return ModelCost(self.params + other.params, self.attention + other.attention)
+        models = self.models + other.models
+        return ModelCost(self.params + other.params, self.attention + other.attention, models)
 
     def flops(self, tokens: int, context: int) -> float:
         """Operations for ``tokens`` new tokens after ``context`` stored ones."""

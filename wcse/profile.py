@@ -10,9 +10,12 @@ from __future__ import annotations
 import cProfile
 import pstats
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+
+from wcse import _core
 
 NATIVE = "<built-in method wcse._core."
 KERNELS = {
@@ -21,9 +24,14 @@ KERNELS = {
     "rms_norm": "norms, rope, activation",
     "rope_write_kv": "norms, rope, activation",
     "gated_act": "norms, rope, activation",
+    "forward": "norms, rope, activation",
     "sample": "sampling",
     "token_logprobs": "sampling",
 }
+FORWARD = NATIVE + "forward>"
+STAGES = ("weight GEMMs", "attention", "norms, rope, activation")
+"""What ``_core.stage_seconds`` counts: a forward pass of all layers is one call, which keeps its own account."""
+
 TREE = "tree, plan, text"
 FILES = (
     ("/tokenizers", "tokenizer"),
@@ -78,6 +86,7 @@ class Profile:
 
     def __enter__(self) -> Profile:
         self._profile = cProfile.Profile()
+        self._stages = _core.stage_seconds()
         self._start = time.perf_counter()
         self._profile.enable()
         return self
@@ -86,15 +95,19 @@ class Profile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._profile.disable()
-        self.times = account(self._profile, time.perf_counter() - self._start)
+        wall = time.perf_counter() - self._start
+        spent = [b - a for a, b in zip(self._stages, _core.stage_seconds(), strict=True)]
+        self.times = account(self._profile, wall, dict(zip(STAGES, spent, strict=True)))
 
 
-def account(profile: cProfile.Profile, wall: float) -> Times:
-    """Sum a profile's own times by part."""
-    parts = dict.fromkeys(PARTS, 0.0)
+def account(profile: cProfile.Profile, wall: float, stages: Mapping[str, float]) -> Times:
+    """Sum a profile's own times by part; ``stages`` is what the forward passes say of themselves."""
+    parts = dict.fromkeys(PARTS, 0.0) | dict(stages)
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
     for (file, _, name), (_, _, own, total, _) in stats.items():
         parts[_part(file, name)] += own
+        if name == FORWARD:  # what its stages do not explain: copies of rows, and the buffers
+            parts["norms, rope, activation"] -= sum(stages.values())
         if file.endswith(LM_HEAD[0]) and name == LM_HEAD[1]:
             # What the output matrix takes was counted with the other matrices, and a little with Python.
             parts["lm_head"] += total - own

@@ -14,29 +14,31 @@ import torch
 
 from wcse.answers import MathPool
 from wcse.budget import Account, Budget
-from wcse.data.fingerprint import fingerprint_models
+from wcse.data.fingerprint import fingerprint_models, fingerprint_path
 from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
 from wcse.engine.engine import Engine
-from wcse.engine.llm import pages_in
+from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
 from wcse.models.load import LoadedModel, load_model
 from wcse.optimal.policy_file import read_policy
 from wcse.progress import Progress
-from wcse.prompts import render_problem
+from wcse.prompts import render_problem, stop_strings
 from wcse.recipe import Recipe
+from wcse.reward.generative import GenerativePRM
 from wcse.reward.load import load_verifier
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
+from wcse.shots import shots_path
 from wcse.types import Node, Problem, Search, WcseError
 
 ROWS = 256
 """Rows that decode at once, unless the recipe says otherwise."""
 
 KV_GIB = 2.0
-"""Memory for keys and values, unless the recipe says otherwise."""
+"""Memory for keys and values of policy and verifier together, unless the recipe says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,13 @@ class Models:
         Raises:
             WcseError: a model cannot be loaded.
         """
-        policy = load_model(recipe.policy, quantization=recipe.quantization)
-        kv = recipe.kv_memory_gb or KV_GIB
-        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, num_pages=pages_in(policy, kv))
+        policy = load_model(
+            recipe.policy, quantization=recipe.quantization, kv_cache_dtype=recipe.kv_cache_dtype or "auto"
+        )
+        memory = Memory.gib(recipe.kv_memory_gb or KV_GIB)
+        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, memory=memory)
         scored = any(part.scored for part in plan(recipe))
-        return cls(policy, engine, _scorer(recipe, engine, kv) if scored else None)
+        return cls(policy, engine, _scorer(recipe, engine, memory) if scored else None)
 
 
 def solve(
@@ -114,7 +118,7 @@ def solve(
             driver = Driver(
                 engine,
                 scorer if part.scored else None,
-                params=_params(recipe),
+                params=_params(recipe, policy),
                 rule=StepRule(recipe.delimiter, recipe.max_step_tokens),
                 classify=lambda nodes: classify(nodes, judge),
                 on_step=meter.tell,
@@ -181,8 +185,9 @@ def _check_range(recipe: Recipe, part: _Pass, default_agg: str, bounded: bool) -
         )
 
 
-def _params(recipe: Recipe) -> SamplingParams:
+def _params(recipe: Recipe, policy: LoadedModel) -> SamplingParams:
     return SamplingParams(
+        stop=stop_strings(policy.tokenizer, recipe.shots),
         temperature=recipe.temperature,
         top_p=recipe.top_p,
         top_k=recipe.top_k,
@@ -191,14 +196,15 @@ def _params(recipe: Recipe) -> SamplingParams:
     )
 
 
-def _scorer(recipe: Recipe, engine: Engine, kv: float) -> Scorer:
+def _scorer(recipe: Recipe, engine: Engine, memory: Memory) -> Scorer:
     assert recipe.prm is not None
     return load_verifier(
         recipe.prm,
         engine,
-        kv_memory=kv,
+        kv_memory=memory,
         family=recipe.prm_family,
         quantization=recipe.prm_quantization,
+        kv_cache_dtype=recipe.kv_cache_dtype or "auto",
     )
 
 
@@ -210,9 +216,24 @@ def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:
     return replace(config, choices=policy.choices(config.n, config))
 
 
+def fingerprint_inputs(recipe: Recipe) -> dict[str, str]:
+    """Fingerprints of the recipe's models and examples on this machine, keys "policy", "prm" and "few_shot".
+
+    Raises:
+        WcseError: one of them cannot be found.
+    """
+    examples = {"few_shot": fingerprint_path(shots_path(recipe.few_shot))} if recipe.few_shot else {}
+    return examples | fingerprint_models({"policy": recipe.policy, "prm": recipe.prm})
+
+
 def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:
     """Makes the account of one problem."""
     budget = Budget.parse(recipe.budget) if recipe.budget else None
+    if budget is not None and isinstance(scorer, GenerativePRM) and budget.by_token:
+        raise WcseError(
+            f"budget={recipe.budget!r}: prm={recipe.prm!r} writes verdicts whose length nobody knows before; "
+            "limit seconds or solutions, or take a verifier that reads only"
+        )
     cost = ModelCost.of(policy.spec)
     return lambda: Account(budget, cost, scorer.cost if scorer else None, scored=scorer is not None)
 
@@ -230,8 +251,9 @@ def _jobs(
     def search(root: Node) -> Search:
         return strategy.run(root, config)
 
+    shots = recipe.shots
     for problem in problems:
-        ids = render_problem(policy.tokenizer, problem.prompt, recipe.system_prompt)
+        ids = render_problem(policy.tokenizer, problem.prompt, recipe.system_prompt, shots)
         yield Job(problem.id, ids, problem.prompt, search, recipe.seed, charges())
 
 

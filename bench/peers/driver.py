@@ -1,14 +1,14 @@
 """The driver: opens sides, lets them take turns on the same items, and records every turn.
 
-A side that cannot be installed, loaded or run stays in the record with its reason. It knows nothing of engines and
-nothing of ratios.
+A side that cannot be installed, loaded or run stays in the record with its reason; turns that are recorded already are
+not done again. It knows nothing of engines and nothing of ratios.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from .workloads import Cell, Prompts, Shape, request
 
 PAUSE = 0.5  # seconds before a turn, in which the threads of the side before fall asleep
 LOAD_LIMIT = 1200.0
+GRACE = 300.0  # seconds that a side has to notice that its time is over; then its process is ended
 WARM = {"new_tokens": 4, "steps": 2, "step_tokens": 4, "n": 2}
 
 
@@ -36,8 +37,9 @@ class Startable(Protocol):
 
 @dataclass(frozen=True)
 class Turn:
-    """One item done by one side, or the reason why it was not."""
+    """One item done by one side, or as much of it as its time allowed (``cut_off``), or the reason why it was not."""
 
+    model: str
     round: int
     workload: str
     n: int
@@ -48,21 +50,44 @@ class Turn:
     cpu_seconds: float = 0.0
     peak_rss: int = 0
     extra: Mapping[str, float] = field(default_factory=dict)
+    cut_off: bool = False
     failed: str = ""
+
+    @property
+    def key(self) -> tuple[str, int, str, int, str, str]:
+        """What this turn did."""
+        return self.model, self.round, self.workload, self.n, self.side, self.mode
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is run. ``paths``: ``path``, and where they are needed ``policy``, ``prm``, ``classifier``, ``cache``."""
+
+    name: str
+    paths: Mapping[str, str]
+    prompts: Prompts
 
 
 @dataclass
 class Seat:
-    """A side at the table. ``status`` is "ok" or why it takes no part."""
+    """A side at the table, with a model. ``status`` is "ok" or why it takes no part."""
 
     entry: Startable
+    model: Model
     status: str = "ok"
     facts: dict[str, Any] = field(default_factory=dict)
     load_seconds: list[float] = field(default_factory=list)
     process: SideProcess | None = None
+    loaded: frozenset[str] = frozenset()  # the workloads that the process is ready for
     hopeless: dict[tuple[str, str], tuple[int, str]] = field(
         default_factory=dict
     )  # (workload, mode): from n on
+    cut: set[tuple[str, int, str]] = field(default_factory=set)  # (workload, n, mode): once is enough
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -70,120 +95,184 @@ class Seat:
             self.process.close()
             self.process = None
 
+    def modes(self, workload: str) -> list[str]:
+        """The ways in which this side does a workload; none before it was loaded once."""
+        return list(self.facts.get("modes", {}).get(workload, [])) if self.status == "ok" else []
+
+
+@dataclass
+class Task:
+    """Cells that the same seats do, equally often.
+
+    Args:
+        limit: seconds for one item; a side that takes longer is cut off, and not asked for the same again.
+        together: all sides stay loaded and take turns item by item; else one is loaded at a time and does a round's
+            items, for models that do not fit in memory side by side.
+    """
+
+    seats: Sequence[Seat]
+    cells: Sequence[Cell]
+    rounds: int
+    limit: float
+    together: bool
+
 
 @dataclass
 class Campaign:
     """Everything one run does.
 
     Args:
-        seats: the sides, in the order of the first round; each next round another one begins.
-        cells: what they do.
-        rounds: how often.
-        model: what a side loads: ``path``, and where they are needed ``policy``, ``prm``, ``classifier`` and ``cache``.
+        tasks: one after the other; a side that the next one needs, too, stays loaded.
+        shape: sizes of all items.
         threads: of every side.
-        limit: seconds for one item; a side that takes longer is not asked for as many beams again.
-        together: all sides stay loaded and take turns item by item; else one is loaded at a time and does a round's
-            items, for models that do not fit in memory side by side.
         logs: folder for what the sides print.
         hear: is told of every turn as it ends.
+        done: turns of an earlier run, which are not done again.
+        on_round: is called before each round in which something is left to do.
     """
 
-    seats: Sequence[Seat]
-    cells: Sequence[Cell]
-    prompts: Prompts
+    tasks: Sequence[Task]
     shape: Shape
-    rounds: int
-    model: Mapping[str, str]
     threads: int
-    limit: float
-    together: bool
     logs: Path
     hear: Callable[[Turn], None]
+    done: Iterable[Turn] = ()
+    on_round: Callable[[], None] = lambda: None
 
     def run(self) -> None:
         """Install, load, take turns, close."""
+        self._recorded = {turn.key for turn in self.done}
+        self._installed: set[str] = set()
+        seats = {id(seat): seat for task in self.tasks for seat in task.seats}
+        for turn in self.done:
+            for seat in seats.values():
+                if turn.cut_off and (turn.model, turn.side) == (seat.model.name, seat.entry.label):
+                    seat.cut.add((turn.workload, turn.n, turn.mode))
         try:
-            for seat in self.seats:
-                self._install(seat)
-            for round_ in range(self.rounds):
-                first = round_ % len(self.seats)
-                order = [*self.seats[first:], *self.seats[:first]]
-                for group in [order] if self.together else [[seat] for seat in order]:
-                    self._round(round_, group)
+            for task in self.tasks:
+                staying = {id(seat) for seat in task.seats} if task.together else set()
+                for key, seat in seats.items():
+                    if key not in staying:
+                        seat.close()
+                self._task(task)
         finally:
-            for seat in self.seats:
+            for seat in seats.values():
                 seat.close()
 
-    def _round(self, round_: int, group: Sequence[Seat]) -> None:
+    def _task(self, task: Task) -> None:
+        for seat in task.seats:
+            self._install(seat)
+        for round_ in range(task.rounds):
+            first = round_ % len(task.seats)
+            order = [*task.seats[first:], *task.seats[:first]]
+            if any(self._pending(seat, task, round_) for seat in order):
+                self.on_round()
+            for group in [order] if task.together else [[seat] for seat in order]:
+                self._round(task, round_, group)
+
+    def _round(self, task: Task, round_: int, group: Sequence[Seat]) -> None:
         for seat in group:
-            self._open(seat)
-        for cell in self.cells:
+            if self._pending(seat, task, round_):
+                self._open(seat, task)
+        for cell in task.cells:
             for seat in group:
-                for mode in seat.facts.get("modes", {}).get(cell.workload, []) if seat.status == "ok" else []:
-                    self.hear(self._turn(seat, cell, mode, round_))
-        if not self.together:
+                for mode in seat.modes(cell.workload):
+                    if self._is_pending(seat, cell, mode, round_):
+                        turn = self._turn(seat, task, cell, mode, round_)
+                        self._recorded.add(turn.key)
+                        self.hear(turn)
+        if not task.together:
             for seat in group:
                 seat.close()
+
+    def _pending(self, seat: Seat, task: Task, round_: int) -> bool:
+        """Whether a seat has anything left to do in a round, as far as is known before it was loaded."""
+        if seat.status != "ok" or not seat.facts:
+            return seat.status == "ok"
+        return any(
+            self._is_pending(seat, cell, mode, round_)
+            for cell in task.cells
+            for mode in seat.modes(cell.workload)
+        )
+
+    def _is_pending(self, seat: Seat, cell: Cell, mode: str, round_: int) -> bool:
+        key = (seat.model.name, round_, cell.workload, cell.n, seat.entry.label, mode)
+        return key not in self._recorded and (cell.workload, cell.n, mode) not in seat.cut
 
     def _install(self, seat: Seat) -> None:
+        if seat.entry.label in self._installed or seat.status != "ok":
+            return
         try:
             seat.entry.install()
+            self._installed.add(seat.entry.label)
         except RuntimeError as error:
             seat.status = f"not installed: {error}"
 
-    def _open(self, seat: Seat) -> None:
+    def _open(self, seat: Seat, task: Task) -> None:
         """Start and load a side that is not there, and let it do a little of everything once."""
+        workloads = frozenset(cell.workload for cell in task.cells)
+        if seat.process is not None and not workloads <= seat.loaded:
+            seat.close()
         if seat.process is not None or seat.status != "ok":
             return
-        workloads = sorted({cell.workload for cell in self.cells})
         log = self.logs / f"{seat.entry.label.replace(':', '-')}.log"
         try:
             seat.process = seat.entry.start(log, self.threads)
-            load = {"model": dict(self.model), "precision": seat.entry.precision, "threads": self.threads}
-            facts = seat.process.ask({"op": "load", "workloads": workloads, **load}, LOAD_LIMIT)
+            load = {
+                "model": dict(seat.model.paths),
+                "precision": seat.entry.precision,
+                "threads": self.threads,
+            }
+            facts = seat.process.ask({"op": "load", "workloads": sorted(workloads), **load}, LOAD_LIMIT)
         except (SideError, OSError) as error:
             seat.status = f"not loaded: {error}"
             seat.close()
             return
         seat.load_seconds.append(facts.pop("seconds"))
-        seat.facts = seat.facts or facts
-        for workload in workloads:
-            for mode in seat.facts["modes"].get(workload, []):
-                self._warm(seat, workload, mode)
+        seat.facts, seat.loaded = facts, workloads
+        for workload in sorted(workloads):
+            for mode in seat.modes(workload):
+                self._warm(seat, task, workload, mode)
 
-    def _warm(self, seat: Seat, workload: str, mode: str) -> None:
+    def _warm(self, seat: Seat, task: Task, workload: str, mode: str) -> None:
         if (workload, mode) in seat.hopeless:  # it is here again because it died of this very thing
             return
-        prompt = self.prompts.of(Cell(workload, 0), 0)[:32]
+        prompt = seat.model.prompts.of(Cell(workload, 0), 0)[:32]
         try:
-            self._ask(seat, request(Cell(workload, 2), mode, prompt, self.shape, 0) | WARM)
+            self._ask(seat, task, request(Cell(workload, 2), mode, prompt, self.shape, 0) | WARM)
         except SideError as error:
             seat.hopeless[workload, mode] = (0, str(error))
 
-    def _turn(self, seat: Seat, cell: Cell, mode: str, round_: int) -> Turn:
-        label = (round_, cell.workload, cell.n, seat.entry.label, mode)
+    def _turn(self, seat: Seat, task: Task, cell: Cell, mode: str, round_: int) -> Turn:
+        label = (seat.model.name, round_, cell.workload, cell.n, seat.entry.label, mode)
         least, reason = seat.hopeless.get((cell.workload, mode), (cell.n + 1, ""))
         if cell.n >= least:
             return Turn(*label, failed=reason)
-        prompt = self.prompts.of(cell, round_)
+        prompt = seat.model.prompts.of(cell, round_)
         time.sleep(PAUSE)
         try:
-            done = self._ask(seat, request(cell, mode, prompt, self.shape, round_))
+            item = request(cell, mode, prompt, self.shape, round_)
+            done = self._ask(seat, task, item | {"limit": task.limit})
         except SideError as error:
             reason = f"n={cell.n}: {error}"
             seat.hopeless[cell.workload, mode] = (cell.n, reason)
             return Turn(*label, failed=reason)
-        if done["tokens"] != cell.tokens(self.shape):
+        if done["cut_off"]:
+            seat.cut.add((cell.workload, cell.n, mode))
+            if not done["tokens"]:
+                return Turn(*label, cut_off=True, failed=f"wrote nothing within {task.limit:.0f} s")
+        elif done["tokens"] != cell.tokens(self.shape):
             return Turn(*label, failed=f"wrote {done['tokens']} tokens of {cell.tokens(self.shape)}")
-        kept = {name: done[name] for name in ("tokens", "seconds", "cpu_seconds", "peak_rss", "extra")}
-        return Turn(*label, **kept)
+        names = ("tokens", "seconds", "cpu_seconds", "peak_rss", "extra", "cut_off")
+        return Turn(*label, **{name: done[name] for name in names})
 
-    def _ask(self, seat: Seat, item: Mapping[str, Any]) -> dict[str, Any]:
-        self._open(seat)  # it may have died in its last turn
+    def _ask(self, seat: Seat, task: Task, item: Mapping[str, Any]) -> dict[str, Any]:
+        if seat.process is None:  # it died in its last turn
+            self._open(seat, task)
         if seat.process is None:
             raise SideError(seat.status, alive=False)
         try:
-            return seat.process.ask(item, self.limit)
+            return seat.process.ask(item, task.limit + min(GRACE, 10 * task.limit))
         except SideError as error:
             if not error.alive:
                 seat.close()
@@ -197,13 +286,6 @@ def memory_available() -> int | None:
         return None
     fields = dict(line.split(":", 1) for line in info.read_text().splitlines())
     return int(fields["MemAvailable"].split()[0]) * 1024
-
-
-def fits_together(sides: int, parameters: int, verifier: bool) -> bool:
-    """Whether so many sides, each with fp32 weights, a packed copy and caches, fit in memory at one time."""
-    available = memory_available()
-    weights = 8 * parameters * (2 if verifier else 1)
-    return available is not None and sides * (weights + 3 * 2**30) < 0.9 * available
 
 
 def cpu_count() -> int:

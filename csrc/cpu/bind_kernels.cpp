@@ -27,18 +27,19 @@ void use_threads(int threads) {
 }
 
 void tree_attention(const Plan& plan, Address q, Address k_pages, Address v_pages, Address out, int n_heads,
-                    int n_kv_heads, int d, int64_t n_pages, float scale, float softcap, int64_t window, int threads) {
+                    int n_kv_heads, int d, int64_t n_pages, float scale, float softcap, int64_t window, bool half,
+                    int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
-    cpu::tree_attention(plan, {at(q), at(k_pages), at(v_pages), at<float>(out), n_heads, n_kv_heads, d, n_pages, scale,
-                               softcap, window});
+    cpu::tree_attention(plan, {at(q), at<const void>(k_pages), at<const void>(v_pages), at<float>(out), n_heads,
+                               n_kv_heads, d, n_pages, scale, softcap, window, half});
 }
 
-void linear(Address x, Address panels, int bits, int group, bool wide, bool minima, Address bias, Address residual,
-            Address out, int64_t rows, int64_t n, int64_t k, int threads) {
+void linear(Address x, Address panels, int bits, int group, bool wide, bool minima, bool integer, Address bias,
+            Address residual, Address out, int64_t rows, int64_t n, int64_t k, int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
-    const cpu::Weight weight{at<const char>(panels), bits, group, wide, minima};
+    const cpu::Weight weight{at<const char>(panels), bits, group, wide, minima, integer};
     cpu::linear({at(x), weight, at(bias), at(residual), at<float>(out), n, k}, rows);
 }
 
@@ -58,14 +59,14 @@ void gated_act(Address gate_up, Address out, int64_t rows, int64_t width, bool g
 void rope_write_kv(Address qkv, Address positions, Address slots, Address cos, Address sin, Address q_norm,
                    Address k_norm, Address q, Address k_pages, Address v_pages, int64_t rows, int n_heads,
                    int n_kv_heads, int d, int64_t n_positions, int64_t n_pages, float eps, float norm_offset,
-                   int threads) {
+                   bool half, int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
     const cpu::RopeArgs args{at(qkv),        at<const int32_t>(positions),
                              at<const int32_t>(slots), at(cos),
                              at(sin),        at(q_norm),
                              at(k_norm),     at<float>(q),
-                             at<float>(k_pages), at<float>(v_pages),
+                             at<void>(k_pages), at<void>(v_pages), half,
                              n_heads,        n_kv_heads,
                              d,              eps,
                              norm_offset};
@@ -88,15 +89,18 @@ void token_logprobs(Address logits, Address tokens, Address out, int64_t rows, i
     cpu::token_logprobs(at(logits), at<const int32_t>(tokens), at<float>(out), rows, vocab);
 }
 
-// A layer is (panels, bias or 0, n, k).
-using Layer = std::tuple<Address, int, int, bool, bool, Address, int64_t, int64_t>;
+// A layer is (panels, bits, group, wide, minima, integer, bias or 0, n, k).
+using Layer = std::tuple<Address, int, int, bool, bool, bool, Address, int64_t, int64_t>;
 
-void score_steps(Address hidden, Address rows, const std::vector<Layer>& layers, Address scores, int64_t n_rows, int64_t steps, bool bounded, int threads) {
+void score_steps(Address hidden, Address rows, const std::vector<Layer>& layers, Address scores, int64_t n_rows,
+                 int64_t steps, bool bounded, int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
     std::vector<cpu::LinearArgs> args;
-    for (const auto& [panels, bits, group, wide, minima, bias, n, k] : layers)
-        args.push_back({nullptr, {at<const char>(panels), bits, group, wide, minima}, at(bias), nullptr, nullptr, n, k});
+    for (const auto& [panels, bits, group, wide, minima, integer, bias, n, k] : layers) {
+        const cpu::Weight weight{at<const char>(panels), bits, group, wide, minima, integer};
+        args.push_back({nullptr, weight, at(bias), nullptr, nullptr, n, k});
+    }
     cpu::score_steps({at(hidden), n_rows, at<const int32_t>(rows), args.data(), static_cast<int>(args.size()), bounded,
                       at<float>(scores), steps});
 }
@@ -107,14 +111,24 @@ double fma_peak(int threads, double seconds) {
     return cpu::fma_peak(seconds);
 }
 
+double dot_peak(int threads, double seconds) {
+    py::gil_scoped_release release;
+    use_threads(threads);
+    return cpu::dot_peak(seconds);
+}
+
 }  // namespace
 
 void bind_kernels(py::module_& m) {
     m.def("cpu_isa", &cpu::isa, "Instruction set of the kernels in use.");
     m.def("cpu_isas", &cpu::isas, "Instruction sets that this processor runs, best first.");
     m.def("set_cpu_isa", &cpu::set_isa, py::arg("name"), "Use this one of cpu_isas(), for tests and comparisons.");
+    m.def("unpack_rows", [] { return cpu::active().unpack_rows; },
+          "Up to so many rows linear unpacks quantised weights in registers; beyond, blocks of them into the cache.");
     m.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds") = 0.2,
           "Floating-point operations per second of bare multiply-adds on this many threads.");
+    m.def("dot_peak", &dot_peak, py::arg("threads"), py::arg("seconds") = 0.2,
+          "Integer operations per second of bare dot products of bytes on this many threads.");
     m.def("tree_attention", &tree_attention);
     m.def("linear", &linear);
     m.def("rms_norm", &rms_norm);

@@ -89,6 +89,9 @@ struct LinearTile {
     int tail;    // valid lanes of the last register
     int column;  // the first one, counted from the block's
     Weight weight;
+    // Of integer products, whose sums begin with what c holds unless this is the first block of k.
+    const RoundedRows* rounded = nullptr;
+    int64_t row = 0, first_k = 0;
 };
 
 template <int M, int N>
@@ -136,6 +139,7 @@ inline void linear_tiles(LinearTile t, int64_t rows, int columns) {
             const int64_t column = v * W;
             t.column = v * W;
             t.a = start.a + r * t.lda;
+            t.row = start.row + r;
             t.b = start.b + (v / VECS_PER_PANEL) * t.panel_stride + (v % VECS_PER_PANEL) * W * sizeof(float);
             t.c = start.c + r * t.ldc + column;
             t.add = start.add ? start.add + r * t.ld_add + column : nullptr;

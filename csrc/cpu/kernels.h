@@ -19,13 +19,14 @@ const Table& active();
 
 struct TreeAttention {
     const float* q;        // [T][n_heads][d]
-    const float* k_pages;  // [n_pages][n_kv_heads][d][PAGE]
-    const float* v_pages;  // [n_pages][n_kv_heads][PAGE][d]
+    const void* k_pages;  // [n_pages][n_kv_heads][d][PAGE], of float or, where half, of float16
+    const void* v_pages;  // [n_pages][n_kv_heads][PAGE][d]
     float* out;            // [T][n_heads][d]
     int n_heads, n_kv_heads, d;
     int64_t n_pages;
     float scale, softcap;
     int64_t window;
+    bool half;
 };
 void tree_attention(const Plan& plan, const TreeAttention& g);
 
@@ -69,5 +70,6 @@ void score_steps(const ScoreArgs& g);
 // Floating-point operations per second of bare multiply-adds on every thread of the pool, each at its best within this
 // time.
 double fma_peak(double seconds);
+double dot_peak(double seconds);  // the same of integers: products of bytes, sums of 32 bits
 
 }  // namespace wcse::cpu

@@ -3,6 +3,7 @@
 #include "cpu/gemm.inl"
 #include "cpu/quant.inl"
 #include "cpu/linear.inl"
+#include "cpu/dot.inl"
 #include "cpu/rows.inl"
 #include "cpu/attend.inl"
 #include "cpu/sample.inl"
@@ -24,11 +25,13 @@ double fma_loop(int64_t iterations) {
 constexpr Table make_table(const char* name) {
     Table table{};
     table.name = name;
+    table.unpack_rows = UNPACK_ROWS;
     table.linear = linear;
     table.rms_norm = rms_norm;
     table.rope = rope;
     table.gated_act = gated_act;
     table.scale = scale;
+    table.widen = widen;
     table.attend = attend;
     table.normalise = normalise;
     table.row_top = row_top;
@@ -37,5 +40,6 @@ constexpr Table make_table(const char* name) {
     table.ids_between = ids_between;
     table.exps = exps;
     table.fma_loop = fma_loop;
+    set_integer_kernels(table);
     return table;
 }

@@ -2,13 +2,12 @@
 // for the tiles of gemm.inl. A weight is scale * code + minimum, rounded once, in either way, and sums run in the same
 // order, so both give the same bits. The layout is that of Weight in table.h.
 
-// Scales (of what unpack() gives) and minima of one register of columns.
+// Scales and minima of one register of columns.
 struct Params {
     Reg scale, minimum;
 };
 
 // `column` is counted from the block's first.
-template <int BITS>
 inline Params load_params(const char* group, const Weight& w, int column) {
     Params p{zero(), zero()};
     if (w.wide) {
@@ -19,6 +18,13 @@ inline Params load_params(const char* group, const Weight& w, int column) {
         p.scale = load_halves(group + column * 2);
         if (w.minima) p.minimum = load_halves(group + (BLOCK_COLUMNS + column) * 2);
     }
+    return p;
+}
+
+// The same with the scale of what unpack() gives.
+template <int BITS>
+inline Params unpack_params(const char* group, const Weight& w, int column) {
+    Params p = load_params(group, w, column);
     if constexpr (BITS == 8) p.scale = mul(p.scale, set1(0x1p-24f));
     return p;
 }
@@ -64,7 +70,7 @@ struct QuantRun {
         const char* group = t.b;
         for (int64_t k = 0; k < t.k; k += w.group, group += w.group_bytes()) {
             Params p[N];
-            unroll<N>([&](auto j) { p[j] = load_params<BITS>(group, w, t.column + j * W); });
+            unroll<N>([&](auto j) { p[j] = unpack_params<BITS>(group, w, t.column + j * W); });
             const int64_t end = t.k - k < w.group ? t.k - k : w.group;
             const char* octet = group + w.param_bytes();
             const float* a = t.a + k;
@@ -94,7 +100,7 @@ inline void unpack_block(const char* group, const Weight& w, int64_t k, float* o
         const char* octet = group + w.param_bytes();
         for (int o = 0; o < w.group; o += OCTET, octet += OCTET_BYTES<BITS>, out += OCTET * PANEL)
             for (int v = 0; v < VECS_PER_BLOCK; v++) {
-                const Params p = load_params<BITS>(group, w, v * W);
+                const Params p = unpack_params<BITS>(group, w, v * W);
                 float* const to = out + v / VECS_PER_PANEL * K_BLOCK * PANEL + v % VECS_PER_PANEL * W;
                 unroll<OCTET>([&](auto s) {
                     store(to + s * PANEL, fma(p.scale, unpack<BITS, s>(octet, v * W), p.minimum));

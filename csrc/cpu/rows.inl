@@ -57,6 +57,21 @@ void scale(float* out, const float* x, float factor, int64_t n) {
     if (i < n) vstore_n(out + i, mul(vload_n(x + i, static_cast<int>(n - i)), f), static_cast<int>(n - i));
 }
 
+void widen(float* out, const char* halves, int64_t n) {
+    for (int64_t i = 0; i < n; i += W) store(out + i, load_halves(halves + i * 2));
+}
+
+// As float16, rounded to nearest; what is too large becomes the largest.
+inline void narrow(char* out, const float* x, int n) {
+    const Reg most = set1(65504.f), least = set1(-65504.f);
+    for (int i = 0; i < n; i += W) {
+        const int m = n - i < W ? n - i : W;
+        char halves[W * 2];
+        store_halves(halves, max(least, min(most, load_n(x + i, m))));
+        __builtin_memcpy(out + i * 2, halves, static_cast<std::size_t>(m) * 2);
+    }
+}
+
 // x / (1 + 2^-y)
 inline Vec gate(const Vec& x, const Vec& y) {
     // 2^-y may not leave the range of exp2; a result beyond it is below the smallest normal number.
@@ -99,6 +114,14 @@ inline void rotate(float* out, const float* x, const float* cos, const float* si
 
 constexpr int MAX_HEAD = 256;  // checked by ops.py
 
+// Zeros for what is not finite.
+inline void clean(float* out, const float* x, int n) {
+    for (int i = 0; i < n; i += 16) {
+        const int m = n - i < 16 ? n - i : 16;
+        vstore_n(out + i, finite_or_zero(vload_n(x + i, m)), m);
+    }
+}
+
 void rope(const RopeArgs& g, int64_t begin, int64_t end) {
     const int d = g.d, half = d / 2;
     const int64_t width = static_cast<int64_t>(g.n_heads + 2 * g.n_kv_heads) * d;
@@ -124,14 +147,25 @@ void rope(const RopeArgs& g, int64_t begin, int64_t end) {
                 from = head;
             }
             rotate(head, from, cos, sin, half);
-            float* k = g.k_pages + (page * g.n_kv_heads + h) * d * PAGE + offset;
-            for (int i = 0; i < d; i++) k[i * PAGE] = __builtin_isfinite(head[i]) ? head[i] : 0.f;
+            clean(head, head, d);
+            const int64_t at = (page * g.n_kv_heads + h) * d * PAGE + offset;
+            if (g.half) {
+                uint16_t halves[MAX_HEAD];
+                narrow(reinterpret_cast<char*>(halves), head, d);
+                uint16_t* k = static_cast<uint16_t*>(g.k_pages) + at;
+                for (int i = 0; i < d; i++) k[i * PAGE] = halves[i];
+            } else {
+                float* k = static_cast<float*>(g.k_pages) + at;
+                for (int i = 0; i < d; i++) k[i * PAGE] = head[i];
+            }
         }
         for (int h = 0; h < g.n_kv_heads; h++, x += d) {
-            float* v = g.v_pages + ((page * g.n_kv_heads + h) * PAGE + offset) * d;
-            for (int i = 0; i < d; i += 16) {
-                const int n = d - i < 16 ? d - i : 16;
-                vstore_n(v + i, finite_or_zero(vload_n(x + i, n)), n);
+            const int64_t at = ((page * g.n_kv_heads + h) * PAGE + offset) * d;
+            if (g.half) {
+                clean(head, x, d);
+                narrow(static_cast<char*>(g.v_pages) + at * 2, head, d);
+            } else {
+                clean(static_cast<float*>(g.v_pages) + at, x, d);
             }
         }
     }

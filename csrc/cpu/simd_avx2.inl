@@ -13,6 +13,10 @@ constexpr int QUANT_ROWS = 4;
 constexpr int QUANT_VECS = 2;
 constexpr int QUANT_FEW_ROWS = 1;  // take VECS_FEW_ROWS
 constexpr int UNPACK_ROWS = 12;
+// The same where products are of integers.
+constexpr int DOT_ROWS = 3;
+constexpr int DOT_VECS = 2;
+constexpr int DOT_FEW_ROWS = 1;  // take VECS_FEW_ROWS
 
 inline Reg zero() { return _mm256_setzero_ps(); }
 inline Reg set1(float x) { return _mm256_set1_ps(x); }
@@ -25,6 +29,9 @@ inline Reg load_n(const float* p, int n) { return _mm256_maskload_ps(p, lanes(n)
 inline void store_n(float* p, Reg x, int n) { _mm256_maskstore_ps(p, lanes(n), x); }
 inline Reg load_halves(const char* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline void store_halves(char* p, Reg x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 // Packed codes, 32 bits a lane: 2^24 times the signed byte I of each lane, and its half byte I % 4 (low, from I = 4 high).
 using Ints = __m256i;
@@ -42,6 +49,33 @@ inline Reg half_byte(Ints x) {
     if constexpr (shift > 0) x = _mm256_srli_epi32(x, shift);
     if constexpr (shift < 28) x = _mm256_and_si256(x, _mm256_set1_epi32(15));
     return _mm256_cvtepi32_ps(x);
+}
+// Integer dot products; see simd_avx512.inl.
+inline Ints ints(int32_t x) { return _mm256_set1_epi32(x); }
+inline Reg to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
+inline Ints low_halves(Ints x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+inline Ints high_halves(Ints x) { return low_halves(_mm256_srli_epi32(x, 4)); }
+#ifdef __AVXVNNI__
+constexpr int RAISED = 128;
+inline Ints dot4(Ints sum, Ints weights, Ints inputs) { return _mm256_dpbusd_avx_epi32(sum, weights, inputs); }
+inline Ints dot8(Ints sum, Ints weights, Ints inputs) {
+    return dot4(sum, _mm256_xor_si256(weights, _mm256_set1_epi8(-128)), inputs);
+}
+#else
+constexpr int RAISED = 0;
+inline Ints dot4(Ints sum, Ints weights, Ints inputs) {
+    const Ints pairs = _mm256_maddubs_epi16(weights, inputs);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+inline Ints dot8(Ints sum, Ints weights, Ints inputs) {
+    return dot4(sum, _mm256_abs_epi8(weights), _mm256_sign_epi8(inputs, weights));
+}
+#endif
+inline void store_bytes(int8_t* p, Reg x) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x), _mm256_setzero_si256());
+    const __m256i bytes = _mm256_packs_epi16(words, words);  // four in each half
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
+                     _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
 }
 inline Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
 inline Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }

@@ -13,6 +13,10 @@ constexpr int QUANT_ROWS = 8;
 constexpr int QUANT_VECS = 2;
 constexpr int QUANT_FEW_ROWS = 5;  // take VECS_FEW_ROWS
 constexpr int UNPACK_ROWS = 16;
+// The same where products are of integers: each sum takes two registers, an integer and a float one.
+constexpr int DOT_ROWS = 6;
+constexpr int DOT_VECS = 2;
+constexpr int DOT_FEW_ROWS = 3;  // take VECS_FEW_ROWS
 
 inline Reg zero() { return _mm512_setzero_ps(); }
 inline Reg set1(float x) { return _mm512_set1_ps(x); }
@@ -23,6 +27,9 @@ inline Reg load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(lanes(n)
 inline void store_n(float* p, Reg x, int n) { _mm512_mask_storeu_ps(p, lanes(n), x); }
 inline Reg load_halves(const char* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_halves(char* p, Reg x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 // Packed codes, 32 bits a lane: 2^24 times the signed byte I of each lane, and its half byte I % 4 (low, from I = 4 high).
 using Ints = __m512i;
@@ -40,6 +47,36 @@ inline Reg half_byte(Ints x) {
     // A permutation looks at the low four bits only: mask and conversion in one.
     const Reg numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     return _mm512_permutexvar_ps(x, numbers);
+}
+// Integer dot products: to every 32-bit lane of sum the products of its four bytes are added, exactly. Weights are
+// whole: int8 codes (dot8) or half bytes (dot4); inputs are codes in -127..127. dot8 gives the products of codes that
+// are RAISED by this much.
+inline Ints ints(int32_t x) { return _mm512_set1_epi32(x); }
+inline Reg to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+inline Ints low_halves(Ints x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+inline Ints high_halves(Ints x) { return low_halves(_mm512_srli_epi32(x, 4)); }
+#ifdef __AVX512VNNI__
+constexpr int RAISED = 128;
+inline Ints dot4(Ints sum, Ints weights, Ints inputs) { return _mm512_dpbusd_epi32(sum, weights, inputs); }
+inline Ints dot8(Ints sum, Ints weights, Ints inputs) {
+    return dot4(sum, _mm512_xor_si512(weights, _mm512_set1_epi8(-128)), inputs);
+}
+#else
+constexpr int RAISED = 0;
+// Neither 2 * 15 * 127 nor 2 * 128 * 127 leaves the 16 bits of maddubs.
+inline Ints dot4(Ints sum, Ints weights, Ints inputs) {
+    const Ints pairs = _mm512_maddubs_epi16(weights, inputs);
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+inline Ints dot8(Ints sum, Ints weights, Ints inputs) {
+    const Ints signed_inputs =
+        _mm512_mask_sub_epi8(inputs, _mm512_movepi8_mask(weights), _mm512_setzero_si512(), inputs);
+    return dot4(sum, _mm512_abs_epi8(weights), signed_inputs);
+}
+#endif
+// Whole numbers in -127..127 as bytes.
+inline void store_bytes(int8_t* p, Reg x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
 }
 inline Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
 inline Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }

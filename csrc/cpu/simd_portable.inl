@@ -18,6 +18,10 @@ constexpr int QUANT_ROWS = 3;
 constexpr int QUANT_VECS = 4;
 constexpr int QUANT_FEW_ROWS = 3;  // take VECS_FEW_ROWS
 constexpr int UNPACK_ROWS = 6;
+// The same where products are of integers.
+constexpr int DOT_ROWS = 2;
+constexpr int DOT_VECS = 4;
+constexpr int DOT_FEW_ROWS = 2;  // take VECS_FEW_ROWS
 
 inline Reg zero() { return Reg{0, 0, 0, 0}; }
 inline Reg set1(float x) { return Reg{x, x, x, x}; }
@@ -49,6 +53,21 @@ inline Reg load_halves(const char* p) {
     }
     return r;
 }
+// Of numbers up to 65504. Below the smallest normal half, adding 0.5 leaves the rounded half in the last bits.
+inline void store_halves(char* p, Reg x) {
+    uint16_t halves[W];
+    for (int i = 0; i < W; i++) {
+        const float number = x[i], size = __builtin_fabsf(number), small = size + 0.5f;
+        uint32_t bits, small_bits, sign;
+        __builtin_memcpy(&bits, &size, sizeof bits);
+        __builtin_memcpy(&small_bits, &small, sizeof small_bits);
+        __builtin_memcpy(&sign, &number, sizeof sign);
+        const uint32_t rounded = (bits + 0xfff + ((bits >> 13) & 1)) >> 13;
+        const uint32_t half = bits < 0x38800000u ? small_bits - 0x3f000000u : rounded - 0x1c000u;
+        halves[i] = static_cast<uint16_t>(half | ((sign >> 16) & 0x8000u));
+    }
+    __builtin_memcpy(p, halves, sizeof halves);
+}
 // Packed codes, 32 bits a lane: 2^24 times the signed byte I of each lane, and its half byte I % 4 (low, from I = 4 high).
 using Ints = Mask;
 inline Ints load_ints(const char* p) {
@@ -65,6 +84,23 @@ inline Reg byte(Ints x) {
 template <int I>
 inline Reg half_byte(Ints x) {
     return __builtin_convertvector((x >> (I % 4 * 8 + I / 4 * 4)) & 15, Reg);
+}
+// Integer dot products; see simd_avx512.inl. Two products fit in 16 bits, which the compiler multiplies as vectors.
+constexpr int RAISED = 0;
+inline Ints ints(int32_t x) { return Ints{x, x, x, x}; }
+inline Reg to_floats(Ints x) { return __builtin_convertvector(x, Reg); }
+inline Ints low_halves(Ints x) { return x & 0x0f0f0f0f; }
+inline Ints high_halves(Ints x) { return low_halves(x >> 4); }
+inline Ints dot8(Ints sum, Ints weights, Ints inputs) {
+    typedef int16_t Shorts __attribute__((vector_size(16)));
+    const auto odd = [](Ints x) { return reinterpret_cast<Shorts>(x) >> 8; };
+    const auto even = [](Ints x) { return (reinterpret_cast<Shorts>(x) << 8) >> 8; };
+    const Ints pairs = reinterpret_cast<Ints>(odd(weights) * odd(inputs) + even(weights) * even(inputs));
+    return sum + (pairs >> 16) + ((pairs << 16) >> 16);
+}
+inline Ints dot4(Ints sum, Ints weights, Ints inputs) { return dot8(sum, weights, inputs); }
+inline void store_bytes(int8_t* p, Reg x) {
+    for (int i = 0; i < W; i++) p[i] = static_cast<int8_t>(x[i]);
 }
 inline Reg fma(Reg a, Reg b, Reg c) {
 #ifdef __FP_FAST_FMAF

@@ -2,6 +2,7 @@
 // linear.cpp, rows.cpp, sample.cpp) check, cut the work, own the scratch memory and run the threads.
 // Plain data only: this header is also seen by the files that are compiled with wider instructions.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace wcse::cpu {
@@ -31,6 +32,7 @@ struct Weight {
     int group;    // 16 or 32
     bool wide;    // scales and minima are float32, else float16
     bool minima;
+    bool integer = false;  // inputs are rounded to 8 bits too, in the same groups, and products are of integers
 
     int64_t param_bytes() const { return BLOCK_COLUMNS * (wide ? 4 : 2) * (minima ? 2 : 1); }
     int64_t group_bytes() const { return param_bytes() + static_cast<int64_t>(group) * BLOCK_COLUMNS * bits / 8; }
@@ -50,6 +52,17 @@ struct LinearArgs {
     int64_t n, k;
 };
 
+// Rows of inputs as codes: x is scale * code.
+struct RoundedRows {
+    int8_t* codes;   // [rows][groups * group], -127..127; zeros beyond k
+    float* scales;   // [rows][groups]; NaN where an input is not finite
+    int32_t* sums;   // [rows][groups], of the codes
+    int64_t groups;  // of a row
+    int group;       // 16 or 32
+
+    int64_t width() const { return groups * group; }
+};
+
 struct NormArgs {
     const float* x;  // [rows][width]
     float* residual; // [rows][width], becomes the sum; or null
@@ -65,7 +78,8 @@ struct RopeArgs {
     const float *cos, *sin;
     const float *q_norm, *k_norm;  // or null
     float* q;
-    float *k_pages, *v_pages;
+    void *k_pages, *v_pages;  // of float, or of halves
+    bool half;
     int n_heads, n_kv_heads, d;
     float eps, norm_offset;
 };
@@ -91,10 +105,11 @@ struct AttendArgs {
     float* scores;   // scratch [ATTEND_ROWS][BLOCK]
     int rows, group, d;
     float cap;  // softcap * log2(e), or 0
-    // Pages of the block that follows, to be fetched from memory meanwhile.
-    const float* next_k[BLOCK_PAGES];
-    const float* next_v[BLOCK_PAGES];
+    // Pages of the block that follows, as they are stored, to be fetched from memory meanwhile.
+    const char* next_k[BLOCK_PAGES];
+    const char* next_v[BLOCK_PAGES];
     int next_pages;
+    int64_t page_bytes;
 };
 
 // The most likely end of a row of logits: ids with x > value, and those with x == value up to last_id.
@@ -117,13 +132,19 @@ struct RowTop {
 
 struct Table {
     const char* name;
+    int unpack_rows;  // up to so many rows linear unpacks quantised weights in registers
     // scratch [4][K_BLOCK][PANEL] is for the weights of a quantised block; null where they are float.
     void (*linear)(const LinearArgs&, int64_t row_begin, int64_t row_end, int64_t panel_begin, int64_t panel_end,
                    float* scratch);
+    // Linear layers whose weight is `integer`: rounding of rows [begin, end) of x [rows][k], and the products.
+    void (*round_rows)(const float* x, int64_t k, const RoundedRows& out, int64_t begin, int64_t end);
+    void (*dot_linear)(const LinearArgs&, const RoundedRows&, int64_t row_begin, int64_t row_end, int64_t panel_begin,
+                       int64_t panel_end);
     void (*rms_norm)(const NormArgs&, int64_t begin, int64_t end);
     void (*rope)(const RopeArgs&, int64_t begin, int64_t end);
     void (*gated_act)(const GatedArgs&, int64_t begin, int64_t end);
     void (*scale)(float* out, const float* x, float factor, int64_t n);
+    void (*widen)(float* out, const char* halves, int64_t n);  // n is a multiple of 16
     void (*attend)(const AttendArgs&);
     void (*normalise)(float* out, const float* acc, const float* sum, int64_t rows, int64_t d);
     // Sampler. exp below means exp2((x - top) * scale).
@@ -139,12 +160,20 @@ struct Table {
     int64_t (*ids_between)(const float* x, int64_t n, float from, float to, Prefix keep, int64_t most, int32_t* ids);
     void (*exps)(const float* x, int64_t n, float top, float scale, float* out);
     double (*fma_loop)(int64_t iterations);  // floating-point operations done
+    double (*dot_loop)(int64_t iterations);  // the same of integers
 };
 
 const Table& portable_table();
 #ifdef WCSE_X86
 const Table& avx2_table();
 const Table& avx512_table();
+#endif
+// Those with integer dot products as instructions (VNNI); other kernels are the same.
+#ifdef WCSE_AVX_VNNI
+const Table& avx_vnni_table();
+#endif
+#ifdef WCSE_AVX512_VNNI
+const Table& avx512_vnni_table();
 #endif
 
 }  // namespace wcse::cpu

@@ -60,7 +60,7 @@ public:
     }
 
     KVTree::Stats stats() const {
-        KVTree::Stats s{total_, total_, 0, 0, 0, 0, 0, peak_, evicted_};
+        KVTree::Stats s{total_, total_, 0, 0, 0, lent_, 0, 0, peak_, evicted_};
         const std::vector<bool> held = held_nodes();
         for (int32_t id = 1; id < id_limit(); id++) {
             const Node& n = node(id);
@@ -103,8 +103,9 @@ public:
     int64_t pages_needed(int32_t id, size_t more) const {
         return static_cast<int64_t>((node(id).tokens.size() + more + 15) / 16 - node(id).pages.size());
     }
+    void lend(int64_t pages) { lent_ += pages; }
     void make_room(int64_t pages) {
-        while (stats().free < pages) evict_one();
+        while (stats().free - lent_ < pages) evict_one();
     }
     // Returns what is wrong with the slots, or nothing.
     std::string append(int32_t id, const std::vector<int32_t>& tokens, const std::vector<int32_t>& slots) {
@@ -182,7 +183,7 @@ private:
         }
     }
 
-    int64_t total_, peak_ = 0, evicted_ = 0, clock_ = 0;
+    int64_t total_, lent_ = 0, peak_ = 0, evicted_ = 0, clock_ = 0;
     std::vector<Node> nodes_;
     std::vector<int32_t> flight_;
 };
@@ -266,7 +267,8 @@ private:
         if (r < 84) return give_back(false);
         if (r < 92) return give_back(true);
         if (r < 99) return match();
-        evict();
+        if (chance(50)) return evict();
+        lend_or_take_back();
     }
 
     void fork() {
@@ -293,7 +295,7 @@ private:
         if (valid) {
             const KVTree::Stats stats = model_.stats();
             const int64_t more = model_.pages_needed(id, tokens.size());
-            if (more > stats.free + stats.cached) outcome = Outcome::exhausted;
+            if (more > stats.free - stats.lent + stats.cached) outcome = Outcome::exhausted;
         }
         expect(outcome, [&] { tree_.extend(id, tokens.data(), tokens.size(), slots.data()); });
         if (outcome != Outcome::done) return;
@@ -319,7 +321,7 @@ private:
         }
         const KVTree::Stats stats = model_.stats();
         const Outcome outcome =
-            !valid ? Outcome::refused : more > stats.free + stats.cached ? Outcome::exhausted : Outcome::done;
+            !valid ? Outcome::refused : more > stats.free - stats.lent + stats.cached ? Outcome::exhausted : Outcome::done;
         expect(outcome, [&] { tree_.extend_rows(ids.data(), tokens.data(), ids.size(), slots.data()); });
         if (outcome != Outcome::done) return;
         model_.make_room(more);
@@ -396,6 +398,24 @@ private:
         if (freed != expected) differ("freed " + std::to_string(freed) + " pages instead of " + std::to_string(expected));
     }
 
+    void lend_or_take_back() {
+        const KVTree::Stats stats = model_.stats();
+        const int64_t n = below(total_ + 2) - 1;
+        if (chance(50)) {
+            last = "lend(" + std::to_string(n) + ")";
+            size_t lent = 0;
+            expect(allowed(n >= 0), [&] { lent = tree_.lend(n).size(); });
+            if (n < 0) return;
+            model_.lend(std::min(n, stats.free - stats.lent));
+            if (static_cast<int64_t>(lent) != std::min(n, stats.free - stats.lent)) differ("lent another number of pages");
+        } else {
+            last = "take_back(" + std::to_string(n) + ")";
+            const bool ok = n >= 0 && n <= stats.lent;
+            expect(allowed(ok), [&] { tree_.take_back(n); });
+            if (ok) model_.lend(-n);
+        }
+    }
+
     // All references go, then all pages must come back.
     void drain() {
         for (int32_t id = 0; id < model_.id_limit(); id++)
@@ -432,6 +452,7 @@ private:
         same("cached", a.cached, b.cached);
         same("pinned", a.pinned, b.pinned);
         same("in_flight", a.in_flight, b.in_flight);
+        same("lent", a.lent, b.lent);
         same("nodes", a.nodes, b.nodes);
         same("tokens", a.tokens, b.tokens);
         same("peak_used", a.peak_used, b.peak_used);

@@ -13,11 +13,13 @@ Knows nothing of models, trees or engines.
 from wcse.kernels.dense import DenseLinear
 from wcse.kernels.ops.attention import device_plan, rope_write_kv, tree_attention
 from wcse.kernels.ops.common import Backend
-from wcse.kernels.ops.linear import Linear, linear
+from wcse.kernels.ops.layers import Layer, Shape, Stack, Step, decoder_layers, layers_by_ops
+from wcse.kernels.ops.linear import Linear, linear, linear_paths
 from wcse.kernels.ops.rows import Activation, add_rms_norm, gated_act, rms_norm
 from wcse.kernels.ops.sampling import sample, token_logprobs
 from wcse.kernels.ops.scoring import group_top_k, score_steps
 from wcse.kernels.packed import (
+    INTEGER,
     Format,
     PackedLinear,
     QuantizedWeight,
@@ -29,19 +31,27 @@ from wcse.kernels.packed import (
 from wcse.kernels.reference import PAGE
 
 __all__ = [
+    "INTEGER",
     "PAGE",
     "Activation",
     "Backend",
     "DenseLinear",
     "Format",
+    "Layer",
     "Linear",
     "PackedLinear",
     "QuantizedWeight",
+    "Shape",
+    "Stack",
+    "Step",
     "add_rms_norm",
+    "decoder_layers",
     "device_plan",
     "gated_act",
     "group_top_k",
+    "layers_by_ops",
     "linear",
+    "linear_paths",
     "pack_linear",
     "pack_quantized",
     "quantize",

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from wcse import _core
 from wcse.kernels import reference
-from wcse.kernels.ops.common import F32, I32, Backend, address, check, check_shape, pick, triton_ops
+from wcse.kernels.ops.common import (
+    F32,
+    I32,
+    Backend,
+    address,
+    check,
+    check_pages,
+    check_shape,
+    pick,
+    triton_ops,
+)
 from wcse.kernels.reference import PAGE
 from wcse.types import WcseError
 
@@ -36,7 +46,8 @@ def tree_attention(
     Args:
         q: [T, Hq, d] queries, rows in the order of ``plan``; d a multiple of 8 from 8 to 256.
         k_pages: [P, Hkv, d, 16] keys, transposed inside a page. Query head h reads head h // (Hq // Hkv). For
-            Triton a transposed view of keys stored as [P, Hkv, 16, d].
+            Triton a transposed view of keys stored as [P, Hkv, 16, d]. The native kernel takes pools of float32 or
+            float16, which count as the floats that they hold.
         v_pages: [P, Hkv, 16, d] values. For Triton keys and values must be finite everywhere in the pools.
         plan: the plan of this step; for Triton best one that ``device_plan`` made, once for all layers.
         scale: factor of the scores, usually d ** -0.5.
@@ -73,8 +84,7 @@ def tree_attention(
     if head_dim % 8 or not 8 <= head_dim <= 256:
         raise WcseError(f"q has head size {head_dim}; the native kernel takes multiples of 8 up to 256")
     check("q", q, F32, (n_rows, n_heads, head_dim))
-    check("k_pages", k_pages, F32, (n_pages, n_kv, head_dim, PAGE))
-    check("v_pages", v_pages, F32, (n_pages, n_kv, PAGE, head_dim))
+    half = check_pages(k_pages, v_pages, (n_pages, n_kv), head_dim)
     out = torch.empty_like(q)
     try:
         _core.tree_attention(
@@ -90,6 +100,7 @@ def tree_attention(
             scale,
             softcap,
             window,
+            half,
             torch.get_num_threads(),
         )
     except ValueError as error:  # the plan reads pages that the pool does not have
@@ -142,7 +153,8 @@ def rope_write_kv(
 
     Returns:
         [T, Hq, d] rotated queries. A key or value that is not finite is stored as 0, so that it can spoil its
-        own row only and never a neighbour that shares the page.
+        own row only and never a neighbour that shares the page; in pools of float16 one that is too large is
+        stored as the largest.
 
     Raises:
         WcseError: a tensor does not fit, or a position or slot lies outside the tables or pools (Triton does not
@@ -186,8 +198,7 @@ def rope_write_kv(
     check("slots", slots, I32, (n_rows,))
     check("cos", cos, F32, table)
     check("sin", sin, F32, table)
-    check("k_pages", k_pages, F32, k_shape)
-    check("v_pages", v_pages, F32, v_shape)
+    half = check_pages(k_pages, v_pages, (n_pages, n_kv_heads), head_dim)
     for name, weight in (("q_norm", q_norm), ("k_norm", k_norm)):
         if weight is not None:
             check(name, weight, F32, (head_dim,))
@@ -212,6 +223,7 @@ def rope_write_kv(
             n_pages,
             eps,
             norm_offset,
+            half,
             torch.get_num_threads(),
         )
     except ValueError as error:  # a position or slot out of range; nothing was written

@@ -10,12 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from wcse.kernels.reference import PAGE
 from wcse.types import WcseError
 
 Backend = Literal["auto", "cpp", "triton", "torch"]
 
 F32 = torch.float32
 I32 = torch.int32
+F16 = torch.float16
 
 
 def pick(backend: Backend, x: Tensor) -> Literal["cpp", "triton", "torch"]:
@@ -63,6 +65,14 @@ def check(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> N
     if not x.is_cpu:
         raise WcseError(f"{name} is on {x.device}; the native kernel runs on the CPU: use backend='torch'")
     raise WcseError(f"{name} is not contiguous (strides {x.stride()}): pass {name}.contiguous()")
+
+
+def check_pages(k_pages: Tensor, v_pages: Tensor, shape: tuple[int, ...], head_dim: int) -> bool:
+    """Check pools for the native code; whether they hold float16. ``shape`` is theirs without the last two sizes."""
+    half = k_pages.dtype is F16
+    check("k_pages", k_pages, F16 if half else F32, (*shape, head_dim, PAGE))
+    check("v_pages", v_pages, F16 if half else F32, (*shape, PAGE, head_dim))
+    return half
 
 
 def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:

@@ -18,8 +18,11 @@ from wcse.kernels.packed import PackedLinear
 from wcse.types import WcseError
 
 
-def _layer(weight: PackedLinear, bias: Tensor | None) -> tuple[int, int, int, bool, bool, int, int, int]:
-    form = (weight.bits, weight.group, weight.wide, weight.minima)
+def native_layer(
+    weight: PackedLinear, bias: Tensor | None
+) -> tuple[int, int, int, bool, bool, bool, int, int, int]:
+    """A weight and its bias as the native code takes them."""
+    form = (weight.bits, weight.group, weight.wide, weight.minima, weight.integer)
     return weight.panels.data_ptr(), *form, address(bias), weight.n, weight.k
 
 
@@ -74,7 +77,7 @@ def score_steps(
         _core.score_steps(
             hidden.data_ptr(),
             rows.data_ptr(),
-            [_layer(packed_weight(weight), bias) for weight, bias in layers],
+            [native_layer(packed_weight(weight), bias) for weight, bias in layers],
             scores.data_ptr(),
             n_rows,
             steps,

@@ -1,6 +1,11 @@
-"""Linear on quantised weights: against float64, bit by bit against the floats they stand for, and over batches."""
+"""Linear on quantised weights: against float64, bit by bit against the floats they stand for, and over batches.
+
+And the same with inputs rounded to 8 bits, where products are of integers.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_as_good_as_torch, each_isa, each_thread_count
 
-from wcse.kernels import ops
+from wcse.kernels import ops, reference
 from wcse.types import WcseError
 
 FORMATS = ("int8", "int4")
@@ -64,12 +69,91 @@ def test_the_bits_are_those_of_the_floats_in_any_batch(
                     assert torch.equal(ops.linear(x[part], packed, bias, residual[part]), whole[part])
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ops.INTEGER)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_integer_products_against_float64_of_the_rounded_inputs(
+    shape: tuple[int, int], format: ops.Format
+) -> None:
+    n, k = shape
+    packed, bias = ops.pack_linear(torch.randn(n, k), format), torch.randn(n)
+    x, residual = torch.randn(50, k), torch.randn(50, n)
+    exact = ops.linear(x.double(), packed, bias.double(), residual.double(), backend="torch")
+    single = ops.linear(x, packed, bias, residual, backend="torch")
+    for _ in each_isa(integer=True):
+        whole = ops.linear(x, packed, bias, residual)
+        assert_as_good_as_torch(whole, exact, single, factor=6)
+        for begin, end in ((0, 1), (1, 3), (3, 6), (6, 10), (10, 15), (15, 21), (21, 28), (28, 50)):
+            part = ops.linear(x[begin:end], packed, bias, residual[begin:end])
+            assert torch.equal(part, whole[begin:end])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("group", [16, 32])
+@pytest.mark.parametrize("minima", [False, True])
+@pytest.mark.parametrize("wide", [False, True])
+def test_integer_products_are_exact_where_the_scales_allow(
+    bits: int, group: int, minima: bool, wide: bool
+) -> None:
+    """With powers of two as scales nothing is rounded: the smallest and largest codes, and no overflow."""
+    for n, k in ((70, 40), (130, 900)):
+        codes = random_codes(n, k, bits, group, minima=minima, wide=wide)
+        scale = 2.0**-3 * (1 + 2.0**-12 if wide else 1)
+        codes = replace(codes, scales=torch.full_like(codes.scales, scale))
+        codes.codes[0], codes.codes[1] = (-128, 127) if bits == 8 else (0, 15)
+        if codes.minima is not None:
+            codes = replace(codes, minima=(codes.minima * 8).round() / 8)
+        packed = ops.pack_quantized(codes, integer=True)
+        assert (packed.bits, packed.group, packed.minima, packed.integer) == (bits, group, minima, True)
+        x = torch.randint(-127, 128, (9, k)).float()
+        x[0], x[1] = 127, -127
+        x[:, ::16] = 127  # the largest of every group: its scale is 1
+        exact = ops.linear(x.double(), packed, backend="torch")
+        for _ in each_isa(integer=True):
+            got = ops.linear(x, packed).double()
+            if wide or minima:
+                torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-2)
+            else:
+                assert torch.equal(got, exact)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 1 << 30),
+    k=st.integers(1, 90),
+    group=st.sampled_from([16, 32]),
+    scale=st.sampled_from([0.0, 1e-38, 1e-30, 1.0, 1e30]),
+)
+def test_rounding_moves_an_input_by_at_most_half_a_step(seed: int, k: int, group: int, scale: float) -> None:
+    x = torch.randn(3, k, generator=torch.Generator().manual_seed(seed)) * scale
+    padded = torch.zeros(3, -(-k // group) * group)
+    padded[:, :k] = x
+    step = padded.view(3, -1, group).abs().amax(-1) / 127
+    error = torch.zeros_like(padded)
+    error[:, :k] = reference.rounded(x, group) - x
+    assert bool((error.view(3, -1, group).abs().amax(-1) <= 0.5001 * step + 2.0**-120).all())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_input_that_is_not_finite_spoils_its_row_only(value: float) -> None:
+    for rows in (4, 30):
+        x = torch.randn(rows, 100)
+        spoiled = x.clone()
+        spoiled[3, 50] = value
+        for format in ops.INTEGER:
+            packed = ops.pack_linear(torch.randn(33, 100), format)
+            for _ in each_isa(integer=True):
+                clean, got = ops.linear(x, packed), ops.linear(spoiled, packed)
+                assert got[3].isnan().all()
+                got[3] = clean[3]
+                assert torch.equal(got, clean)
+
+
+@pytest.mark.parametrize("format", (*FORMATS, *ops.INTEGER))
 def test_threads_do_not_change_bits(format: ops.Format) -> None:
     packed = ops.pack_linear(torch.randn(700, 500), format)
     for rows in (2, 150):
         x = torch.randn(rows, 500)
-        for _ in each_isa():
+        for _ in each_isa(integer=format in ops.INTEGER):
             first, *others = each_thread_count(lambda x=x: ops.linear(x, packed))
             assert all(torch.equal(first, other) for other in others)
 
@@ -147,6 +231,17 @@ def test_stacked_parts_of_different_kinds_keep_their_weights() -> None:
     assert alone.minima is None and torch.equal(alone.weight(), parts[0].weight())
 
 
+def test_the_path_of_a_batch_is_told() -> None:
+    few = {"avx512": 16, "avx2": 12, "portable": 6}
+    for isa in each_isa():
+        assert ops.linear_paths(None) == f"float32 tiles ({isa}) for any number of rows"
+        assert ops.linear_paths("int4").startswith(
+            f"up to {few[isa]} rows weights are unpacked in registers ({isa})"
+        )
+        for quantization in ("w8a8", "w4a8", "gguf_a8"):
+            assert f"integer dot products ({isa})" in ops.linear_paths(quantization)
+
+
 def test_memory() -> None:
     weight = torch.randn(640, 576)
     bits = {f: ops.pack_linear(weight, f).nbytes * 8 / weight.numel() for f in ("fp32", *FORMATS)}
@@ -154,7 +249,9 @@ def test_memory() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(WcseError, match="format='int3' is unknown; use 'fp32', 'int8', 'int4'"):
+    with pytest.raises(
+        WcseError, match="format='int3' is unknown; use 'fp32', 'int8', 'int4', 'w8a8', 'w4a8'"
+    ):
         ops.pack_linear(torch.randn(3, 3), "int3")  # type: ignore[arg-type]
     with pytest.raises(WcseError, match="holds a NaN or an infinity"):
         ops.pack_linear(torch.tensor([[1.0, float("nan")]]), "int8")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wcse.cli import audit, experiment, optimal, plot, prm, serve, solve, synth, train
+from wcse.cli import audit, experiment, optimal, plot, prm, prm_train, serve, solve, synth, train
 from wcse.cli import eval as evaluation
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
@@ -28,6 +28,7 @@ COMMANDS: tuple[Command, ...] = (
     *experiment.COMMANDS,
     *audit.COMMANDS,
     *prm.COMMANDS,
+    *prm_train.COMMANDS,
 )
 
 GROUPS: dict[str, str] = {

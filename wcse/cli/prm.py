@@ -1,4 +1,4 @@
-"""``wcse prm check``, ``eval``, ``label`` and ``train``: process reward models by themselves."""
+"""``wcse prm check``, ``eval`` and ``label``: process reward models by themselves."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wcse.cli.command import Command, Options
+from wcse.types import WcseError
 
 if TYPE_CHECKING:
     from wcse.reward.check import StepCheck
     from wcse.reward.processbench import Case, Result
-    from wcse.reward.scorer import ImplicitPRM, SeparatePRM
+    from wcse.reward.text import TextPRM
 
 KV_GIB = 1.0
 """Memory for the verifier's keys and values, unless told otherwise."""
@@ -22,14 +23,16 @@ ROWS = 256
 """Rows of the policy that decode at once, unless told otherwise."""
 
 
-def _load(options: Options, model: str) -> SeparatePRM | ImplicitPRM:
+def load(options: Options, model: str) -> TextPRM:
+    """The verifier that the options name."""
     from wcse.reward.load import load_prm
 
-    _threads(options)
+    threads(options)
     return load_prm(model, kv_memory=options.get("kv_memory_gb", KV_GIB), family=options.get("prm_family"))
 
 
-def _threads(options: Options) -> None:
+def threads(options: Options) -> None:
+    """Set the number of CPU threads, where it was given."""
     if "threads" in options:
         import torch
 
@@ -45,7 +48,7 @@ def check(options: Options) -> int:
     from wcse.reward.check import check as run
 
     problem, steps = _solution(options["file"]) if "file" in options else SAMPLE
-    prm = _load(options, options["model"])
+    prm = load(options, options["model"])
     rows = run(prm, options["model"], problem, steps)
     family = prm.layout.family
     print(f"{options['model']}: family {family.name} ({family.source})")
@@ -64,7 +67,7 @@ def check(options: Options) -> int:
     return 0 if passed else 1
 
 
-def _show(prm: SeparatePRM | ImplicitPRM, number: int, row: StepCheck, seen: Sequence[int]) -> None:
+def _show(prm: TextPRM, number: int, row: StepCheck, seen: Sequence[int]) -> None:
     ids = row.reading.ids + row.reading.tail
     same = next((i for i, (a, b) in enumerate(zip(seen, ids, strict=False)) if a != b), len(seen))
     token = prm.layout.tokenizer.convert_ids_to_tokens(ids[-1])
@@ -78,7 +81,6 @@ def _ids(ids: Sequence[int]) -> str:
 
 def _solution(path: str) -> tuple[str, Sequence[str]]:
     """Problem and steps of the first row of a file in ProcessBench's or TRL's columns."""
-    from wcse.types import WcseError
 
     try:
         row = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[0])
@@ -97,13 +99,12 @@ def evaluate(options: Options) -> int:
     """ProcessBench: accuracies and F1 of each file, and the plain mean of the F1s."""
     from wcse.reward.processbench import best_threshold, read_cases
     from wcse.reward.text import score_many
-    from wcse.types import WcseError
 
     subsets = {path.stem: read_cases(path)[: options.get("limit")] for path in map(Path, options["files"])}
     tune = options.get("tune")
     if tune is not None and tune not in subsets:
         raise WcseError(f"tune={tune!r}: no such subset; give one of {', '.join(subsets)}")
-    prm = _load(options, options["prm"])
+    prm = load(options, options["prm"])
     if not prm.bounded and tune is None and "threshold" not in options:
         raise WcseError(
             f"prm={options['prm']!r}: its scores are unbounded, so 0.5 means nothing; give --threshold or --tune SUBSET"
@@ -159,7 +160,7 @@ def label(options: Options) -> int:
     from wcse.problems import load_problems
     from wcse.reward.rollouts import Labelling, label_problems
 
-    _threads(options)
+    threads(options)
     fields = ("trajectories", "rollouts", "kind", "temperature", "max_tokens", "delimiter", "seed")
     labelling = Labelling(**{name: options[name] for name in fields if name in options})
     problems = load_problems(options["problems"], limit=options.get("limit"))
@@ -183,104 +184,12 @@ def label(options: Options) -> int:
     return 0
 
 
-# -- train -----------------------------------------------------------------------------------------------
-
-
-def train(options: Options) -> int:
-    """Train a verifier on labelled steps and print its quality on held-out problems."""
-    from wcse.reward.training import read_records, split_records
-    from wcse.types import WcseError
-
-    _threads(options)
-    kind = options.get("kind", "head")
-    if kind not in _TRAIN_KINDS:
-        raise WcseError(f"kind={kind!r}: give {' or '.join(_TRAIN_KINDS)}")
-    records = [record for path in options["labels"] for record in read_records(Path(path))]
-    taught, held = split_records(records)
-    report = _TRAIN_KINDS[kind](options, taught, held)
-    print(json.dumps({"kind": kind, "rows": len(taught), "held_out_rows": len(held)} | report))
-    return 0
-
-
-def _train_head(options: Options, taught: list[dict[str, Any]], held: list[dict[str, Any]]) -> dict[str, Any]:
-    from wcse.models.load import load_model
-    from wcse.reward.load import SHARED_FILE
-    from wcse.reward.quality import summary
-    from wcse.reward.training import (
-        encode_records,
-        features_of,
-        labels_of,
-        save_head,
-        stream_layout,
-        train_head,
-    )
-    from wcse.types import WcseError
-
-    model = load_model(options["model"], lm_head=False)
-    layout = stream_layout(model.tokenizer, options.get("separator", "\n\n"))
-    (rows, dropped), (kept, _) = (encode_records(layout, side, model.context) for side in (taught, held))
-    if not rows:
-        raise WcseError(f"no labelled step is left of {len(taught)} rows; check the labels")
-    head = train_head(
-        features_of(model, rows),
-        labels_of(rows),
-        epochs=round(options.get("epochs", 20)),
-        seed=options.get("seed", 0),
-    )
-    out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    save_head(head, out / SHARED_FILE)
-    if not kept:
-        return {"dropped": dropped}
-    scores = head(features_of(model, kept)).squeeze(1).sigmoid().detach()
-    counts, groups = [len(row.reads) for row in kept], [row.group for row in kept]
-    return {"dropped": dropped} | summary(scores, labels_of(kept), counts, groups)
-
-
-def _train_classifier(
-    options: Options, taught: list[dict[str, Any]], held: list[dict[str, Any]]
-) -> dict[str, Any]:
-    from wcse.models.load import find_model, load_model
-    from wcse.reward.layout import Layout
-    from wcse.reward.training import CLASSIFIER, ClassifierTraining, encode_records, train_classifier
-
-    fields = ("epochs", "lr", "batch", "seed", "lora_rank")
-    settings = ClassifierTraining(**{name: options[name] for name in fields if name in options})
-    model = load_model(options["model"], lm_head=False)
-    layout = Layout(CLASSIFIER, model.tokenizer, separator=options.get("separator"), source=options["model"])
-    rows, dropped = encode_records(layout, taught, model.context)
-    train_classifier(find_model(options["model"]), rows, layout, settings, Path(options["out"]))
-    return {"dropped": dropped} | _held_out_quality(options, held)
-
-
-def _held_out_quality(options: Options, held: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of the model as it was written, by the scorer that searches use."""
-    import torch
-
-    from wcse.reward.quality import summary
-    from wcse.reward.text import score_many
-    from wcse.reward.training import usable
-
-    marked = [record for record in held if all(usable(label) for label in record["labels"])]
-    if not marked:
-        return {}
-    prm = _load(options, options["out"])
-    scores = [
-        score for row in score_many(prm, ((r["prompt"], r["completions"]) for r in marked)) for score in row
-    ]
-    labels = [float(label) for record in marked for label in record["labels"]]
-    counts, groups = [len(r["labels"]) for r in marked], [r["prompt"] for r in marked]
-    return summary(torch.tensor(scores), torch.tensor(labels), counts, groups)
-
-
-_TRAIN_KINDS = {"head": _train_head, "classifier": _train_classifier}
-
-
-def _unescaped(text: str) -> str:
+def unescaped(text: str) -> str:
+    """Text with \\n and \\t for line feed and tab, as a shell gives it."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-_MODEL: tuple[tuple[str, dict[str, Any]], ...] = (
+MODEL_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
     (
         "kv-memory-gb",
@@ -296,7 +205,7 @@ COMMANDS = (
         check,
         (
             ("file", {"metavar": "FILE", "help": "JSON Lines; its first row is scored instead of a sample"}),
-            *_MODEL,
+            *MODEL_OPTIONS,
         ),
         (("model", {"metavar": "MODEL", "help": "the verifier: folder, embedded name or hub id"}),),
         epilog="exit code 0 when every score agrees to 1e-4, else 1",
@@ -314,7 +223,7 @@ COMMANDS = (
             ),
             ("limit", {"type": int, "metavar": "K", "help": "only the first K rows of each file"}),
             ("out", {"metavar": "FILE", "help": "write the scores of every step there (JSON Lines)"}),
-            *_MODEL,
+            *MODEL_OPTIONS,
         ),
         (
             (
@@ -340,49 +249,15 @@ COMMANDS = (
             ("max-tokens", {"type": int, "metavar": "K", "help": "most tokens of a solution (default 1024)"}),
             (
                 "delimiter",
-                {"type": _unescaped, "metavar": "TEXT", "help": r"what ends a step (default \n\n)"},
+                {"type": unescaped, "metavar": "TEXT", "help": r"what ends a step (default \n\n)"},
             ),
             ("seed", {"type": int, "metavar": "S", "help": "of all random numbers (default 0)"}),
             (
                 "batch-size",
                 {"type": int, "metavar": "ROWS", "help": f"most rows in a batch (default {ROWS})"},
             ),
-            *_MODEL[1:],
+            *MODEL_OPTIONS[1:],
         ),
         needs=("policy", "problems", "out"),
-    ),
-    Command(
-        "prm train",
-        "train a verifier on labelled steps: a head on a policy's states, or a token classifier",
-        train,
-        (
-            ("kind", {"metavar": "KIND", "help": "head or classifier (default head)"}),
-            ("model", {"metavar": "M", "help": "head: the policy; classifier: a folder to start from"}),
-            ("out", {"metavar": "DIR", "help": "head: the policy's own folder, to use it as prm=shared"}),
-            ("separator", {"type": _unescaped, "metavar": "TEXT", "help": r"between steps (default \n\n)"}),
-            ("epochs", {"type": float, "metavar": "E", "help": "passes (default: head 20, classifier 1)"}),
-            (
-                "lr",
-                {"type": float, "metavar": "X", "help": "peak learning rate of a classifier (default 1e-5)"},
-            ),
-            (
-                "batch",
-                {"type": int, "metavar": "B", "help": "solutions per step of a classifier (default 32)"},
-            ),
-            ("lora-rank", {"type": int, "metavar": "R", "help": "train adapters of this rank (needs peft)"}),
-            ("seed", {"type": int, "metavar": "S", "help": "of all random numbers (default 0)"}),
-            *_MODEL[1:],
-        ),
-        (
-            (
-                "labels",
-                {
-                    "metavar": "FILE",
-                    "nargs": "+",
-                    "help": "labelled steps in TRL's columns, .jsonl or .parquet",
-                },
-            ),
-        ),
-        needs=("model", "out"),
     ),
 )

@@ -93,13 +93,19 @@ def _solve(recipe: Recipe, problems: Sequence[Problem], journal: Journal, *, qui
 def _profiled(
     recipe: Recipe, problems: Sequence[Problem], journal: Journal, directory: str, *, quiet: bool
 ) -> None:
-    """Solve, and say where the time went."""
+    """Solve, and say where the time went and which kernels the matrices took."""
+    from wcse.kernels import ops
     from wcse.profile import Profile
 
     with Profile() as profile:
         _solve(recipe, problems, journal, quiet=quiet)
-    (Path(directory) / "profile.json").write_text(json.dumps(profile.times.to_json(), indent=2) + "\n")
-    print(f"{profile.times.table()}\n", file=sys.stderr)
+    matrices = {"policy": ops.linear_paths(recipe.quantization)}
+    if recipe.prm is not None:
+        matrices["prm"] = ops.linear_paths(recipe.prm_quantization)
+    told = profile.times.to_json() | {"matrices": matrices}
+    (Path(directory) / "profile.json").write_text(json.dumps(told, indent=2) + "\n")
+    lines = "\n".join(f"{name}'s matrices: {path}" for name, path in matrices.items())
+    print(f"{profile.times.table()}\n{lines}\n", file=sys.stderr)
 
 
 def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -> Journal:
@@ -114,9 +120,9 @@ def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -
 
 def _models(recipe: Recipe) -> dict[str, str]:
     """Fingerprints of the models and of the policy file; a missing one is an error before anything is written."""
-    from wcse.data.fingerprint import fingerprint_models
+    from wcse.solve import fingerprint_inputs
 
-    prints = fingerprint_models({"policy": recipe.policy, "prm": recipe.prm})
+    prints = fingerprint_inputs(recipe)
     if recipe.strategy_policy:
         prints["strategy_policy"] = _fingerprint_file(recipe.strategy_policy)
     return prints
@@ -208,7 +214,15 @@ SOLVE_OPTIONS = (
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
     (
         "quantization",
-        {"metavar": "Q", "help": "policy weights: int8, int4 or gguf (as in the file) (default: float32)"},
+        {
+            "metavar": "Q",
+            "help": "policy weights: int8, int4 or gguf (as in the file); with 8-bit inputs too: w8a8, w4a8, gguf_a8 "
+            "(default: float32)",
+        },
+    ),
+    (
+        "kv-cache-dtype",
+        {"metavar": "D", "help": "keys and values: float16 takes half the memory (default: float32)"},
     ),
     ("prm-quantization", {"metavar": "Q", "help": "the same for the verifier's weights"}),
     ("problems", {"metavar": "SPEC", "help": "see below"}),
@@ -252,6 +266,8 @@ SOLVE_OPTIONS = (
     ("agg-strategy", {"metavar": "A", "help": "last, min, prod or mean (default: the verifier's own)"}),
     ("seed", {"type": int, "metavar": "S", "help": "seed of all random numbers (default 42)"}),
     ("system-prompt", {"metavar": "TEXT", "help": "system turn before each problem"}),
+    ("few-shot", {"metavar": "SET", "help": "solved examples before it: a set's name or a JSONL file"}),
+    ("few-shot-k", {"type": int, "metavar": "K", "help": "only the first K examples"}),
     *RUNTIME,
 )
 _SAL = (

@@ -296,7 +296,7 @@ class Driver:
         verifier = Ledger(
             prm_computed=read.computed,
             prm_reused=read.reused,
-            prm_flops=run.job.charges.prm_flops if run.job.charges else 0.0,
+            prm_flops=read.flops + (run.job.charges.prm_flops if run.job.charges else 0.0),
             seconds=run.verifier_seconds,
         )
         return Outcome(run.job, solutions, selector, run.root.node, run.nodes, policy, verifier)

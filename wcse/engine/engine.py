@@ -10,13 +10,14 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakKeyDictionary, finalize, ref
 
 import numpy as np
 import torch
 
 from wcse import _core
 from wcse.engine.draw import Draw, Top, draw
+from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.rules import Guide, Rules, make_rules
 from wcse.engine.runner import PAGE, KVMemoryError, Runner, Span, Work, pages
@@ -34,10 +35,14 @@ DELIMITED, STOPPED = 1, 2  # bits of TextMatcher.advance
 
 @dataclass
 class Account:
-    """Tokens of one problem: put through the policy, and found in the KV tree instead."""
+    """Tokens of one problem: put through a model, and found in its KV tree instead.
+
+    ``flops`` are operations of a verifier beyond reading the policy's own tokens: on what it wrote itself.
+    """
 
     computed: int = 0
     reused: int = 0
+    flops: float = 0.0
 
 
 @dataclass(eq=False)
@@ -115,11 +120,20 @@ class Engine:
         model: the policy.
         max_rows: most rows that decode at once (``max_num_seqs`` elsewhere).
         num_pages: pages of 16 tokens for keys and values.
+        memory: the budget for them instead, shared with the other models in it.
     """
 
-    def __init__(self, model: LoadedModel, *, max_rows: int = 256, num_pages: int = 8192) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        max_rows: int = 256,
+        num_pages: int = 8192,
+        memory: Memory | None = None,
+    ) -> None:
         self.model = model
-        self.runner = Runner(model.decoder, num_pages=num_pages)
+        self.runner = Runner(model.decoder, num_pages=num_pages, memory=memory)
+        self.runner.worker = ref(self)
         self.max_rows = max_rows
         self.reused = 0  # prefix tokens found in the tree instead of computed, all problems
         self.measure: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -166,6 +180,15 @@ class Engine:
         self._spans[node] = span
         finalize(node, self._dead.extend, reversed(span.lineage()))
         return root
+
+    def plant(self, root: Root, parent: Node, tokens: list[int]) -> Node:
+        """A node of given tokens below another, to be filled or grown from; it is not part of any search."""
+        node = Node(parent, (*parent.path, -1), tuple(tokens), decode(self.table, tokens), Finish.DELIM)
+        span = Span(self._spans[parent], tokens)
+        span.closed = True
+        self._spans[node] = span
+        finalize(node, self._dead.append, span)
+        return node
 
     def grow(self, growth: Growth) -> None:
         """Queue a growth. Children start as soon as the node's keys and values are there."""
@@ -251,8 +274,10 @@ class Engine:
             return True
         if work.tokens:
             return False
-        if self.runner.room > 0:
+        if self.runner.room > 0 or self.runner.memory.seize(self.runner, need, busy):
             return True
+        if self.runner.memory.waits(self.runner):
+            return False
         raise KVMemoryError(
             f"KV memory: problem {fill.root.problem!r} needs {missing} more tokens on one path and no page is "
             f"left of {self.runner.tree.stats()['total']}; give more memory (kv_memory) or lower max_tokens"
@@ -267,7 +292,11 @@ class Engine:
             self._suspend(self.rows.pop())
             need = self._pages_needed()
             self.runner.evict_idle(need, [row.span for row in self.rows])
-        if need > self.runner.room:
+        memory, busy = self.runner.memory, [row.span for row in self.rows]
+        if need > self.runner.room and not memory.seize(self.runner, need, busy):
+            if memory.waits(self.runner):
+                self.suspend()
+                return
             raise KVMemoryError(
                 f"KV memory: one path of {self.rows[0].span.depth} tokens does not fit in "
                 f"{self.runner.tree.stats()['total']} pages; give more memory (kv_memory) or lower max_tokens"
@@ -275,6 +304,17 @@ class Engine:
 
     def _pages_needed(self) -> int:
         return sum(row.span.n_kv % PAGE == 0 for row in self.rows)
+
+    def standing(self) -> list[Span]:
+        """The rows' spans."""
+        return [row.span for row in self.rows]
+
+    def suspend(self) -> bool:
+        """Take the newest row out of the batch, if there is one."""
+        if self.rows:
+            self._suspend(self.rows.pop())
+            return True
+        return False
 
     def _suspend(self, row: Row) -> None:
         """Take the row out of the batch; its keys and values are computed again when there is room."""

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wcse.models.decoder import Batch, Decoder, KVPool
+from wcse.models.decoder import Batch, Decoder
+from wcse.models.kv_pool import KVPool
 
 LEAST = 16  # smallest bucket of rows and items
 LEAST_ENTRIES = 1024  # of entries and partial results, which cost memory only

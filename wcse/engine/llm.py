@@ -27,7 +27,8 @@ from wcse.engine.outputs import (
 from wcse.engine.params import SamplingParams
 from wcse.engine.pooling import POOLING_TASKS, pool, similarity
 from wcse.engine.reader import Reading
-from wcse.models.decoder import Decoder, KVPool
+from wcse.models.decoder import Decoder
+from wcse.models.kv_pool import KVPool
 from wcse.models.load import LoadedModel, load_model, read_config
 from wcse.models.weights import Weights, canonical_names
 from wcse.prompts import render_chat, render_text
@@ -45,8 +46,10 @@ class LLM:
         model: a Hugging Face folder, a .gguf file, an embedded model's name ("tiny-wc") or a hub id.
         dtype: of the weights in memory; "auto" and "float32" are the same on a CPU.
         device: "cpu" or "cuda" (see docs/gpu.md).
-        quantization: of the weights in memory: None (float32), "int8", "int4", or "gguf" (as the file has them); a
-            model that is loaded already keeps its own.
+        quantization: of the weights in memory: None (float32), "int8", "int4", or "gguf" (as the file has them);
+            "w8a8", "w4a8" and "gguf_a8" round the inputs of matrices to 8 bits too. A model that is loaded already
+            keeps its own.
+        kv_cache_dtype: of keys and values: "auto" (float32 on a CPU) or "float16", which takes half the memory.
         seed: of all random numbers; the same seed gives the same completions whatever the batch.
         max_num_seqs: most completions that decode at once.
         max_model_len: cap on prompt and completion together; the model's own limit where None.
@@ -64,6 +67,7 @@ class LLM:
         dtype: str = "auto",
         device: str = "cpu",
         quantization: Quantization | None = None,
+        kv_cache_dtype: str = "auto",
         seed: int = 0,
         max_num_seqs: int = 256,
         max_model_len: int | None = None,
@@ -73,9 +77,15 @@ class LLM:
         if isinstance(model, LoadedModel):
             if quantization is not None and quantization != model.decoder.quantization:
                 raise WcseError(f"quantization={quantization!r}: give it to load_model; this model is loaded")
+            if kv_cache_dtype != "auto":
+                raise WcseError(
+                    f"kv_cache_dtype={kv_cache_dtype!r}: give it to load_model; this model is loaded"
+                )
             loaded = model
         else:
-            loaded = _load(model, dtype, device, quantization)
+            loaded = _load(
+                model, dtype=dtype, device=device, quantization=quantization, kv_cache_dtype=kv_cache_dtype
+            )
         if max_model_len is not None:
             if not 2 <= max_model_len <= loaded.context:
                 raise WcseError(f"max_model_len={max_model_len}: give a number from 2 to {loaded.context}")
@@ -327,17 +337,17 @@ def pages_in(model: LoadedModel, gib: float) -> int:
     Raises:
         WcseError: not even a few pages fit.
     """
-    count = int(gib * 2**30) // KVPool.page_bytes(model.spec, model.decoder.dtype)
+    count = int(gib * 2**30) // KVPool.page_bytes(model.spec, model.decoder.kv_dtype)
     if count < 8:
         raise WcseError(f"kv_memory={gib}: holds {count} pages of 16 tokens; give more GiB")
     return min(count, 2**20)
 
 
-def _load(model: str | Path, dtype: str, device: str, quantization: Quantization | None) -> LoadedModel:
+def _load(model: str | Path, **options: Any) -> LoadedModel:
     """A classifier needs no output matrix, and often has none."""
     kinds = read_config(model).get("architectures") or [""]
     generates = not str(kinds[0]).endswith(("ForTokenClassification", "ForSequenceClassification"))
-    return load_model(model, dtype=dtype, device=device, lm_head=generates, quantization=quantization)
+    return load_model(model, lm_head=generates, **options)
 
 
 def _as_list(prompts: PromptInput | Sequence[PromptInput]) -> list[PromptInput]:

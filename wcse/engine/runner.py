@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from weakref import WeakSet
+from typing import Protocol
+from weakref import WeakSet, ref
 
 import numpy as np
 import torch
 
 from wcse import _core
 from wcse.engine.graphs import StepGraphs
+from wcse.engine.memory import Memory
 from wcse.models.decoder import Batch, Decoder
+from wcse.models.kv_pool import KVPool
 from wcse.types import WcseError
 
 PAGE = 16
@@ -109,22 +112,47 @@ class Work:
         self.slots.append(slots)
 
 
+class Worker(Protocol):
+    """Work that goes on over several steps of a runner."""
+
+    def standing(self) -> list[Span]:
+        """The spans that it stands on."""
+
+    def suspend(self) -> bool:
+        """Stop a piece of it, to go on later; False: there is none."""
+
+
 class Runner:
-    """A decoder with a KV tree of ``num_pages`` pages.
+    """A decoder with a KV tree over pages of ``memory``, which others may share.
 
     The order of calls in one step is ``begin``, any number of ``store``/``store_one``, ``run``.
+
+    Args:
+        decoder: the model.
+        num_pages: of a memory of its own, where none is given.
+        memory: the budget.
+
+    Attributes:
+        worker: what runs, if anything does between two steps; others never evict what it stands on.
+        yields: whether it may be suspended for the sake of others; otherwise they wait until it has ended.
     """
 
-    def __init__(self, decoder: Decoder, *, num_pages: int) -> None:
+    def __init__(self, decoder: Decoder, *, num_pages: int = 0, memory: Memory | None = None) -> None:
         self.decoder = decoder
+        self.page_bytes = KVPool.page_bytes(decoder.spec, decoder.kv_dtype)
+        self.memory = memory or Memory(num_pages * self.page_bytes)
+        num_pages = self.memory.join(self)
         self.tree = _core.KVTree(num_pages)
+        self.tree.lend(num_pages)
         self.pool = decoder.pool(num_pages)
+        self.worker: ref[Worker] | None = None
+        self.yields = True
         self._graphs = StepGraphs(decoder, self.pool) if decoder.device.type == "cuda" else None
         self.computed = 0  # tokens put through the decoder so far
-        self.room = num_pages  # pages that are free or can be evicted by the tree itself
+        self.room = num_pages  # pages that can be had although nothing stored is dropped but cached prompts
+        self._own = 0  # those of them that need not be granted first
         self._resident: WeakSet[Span] = WeakSet()
         self._tenants: dict[str, int] = {}
-        self._tick = 0
 
     # -- spans -------------------------------------------------------------------------------------------
 
@@ -203,37 +231,67 @@ class Runner:
             self.release(span)
             span.hidden = None
         self.tree.evict(self.tree.stats()["total"])
-        self._refresh_room()
+        self.refresh_room()
 
     def evict_idle(self, need: int, busy: Iterable[Span]) -> bool:
-        """Drop spans that no running work stands on, least recently used first, until ``need`` pages are free."""
+        """Drop spans that no running work stands on, least recently used first, until there is room for ``need``.
+
+        All models that share the memory drop theirs alike; ``busy`` are this runner's.
+        """
+        return self.memory.evict(self, need, busy)
+
+    def idle(self, busy: Iterable[Span]) -> list[tuple[Runner, Span]]:
+        """Spans that may be dropped now: stored, without stored children, not on the way to a busy one."""
         active = set()
         for span in busy:
             node: Span | None = span
             while node is not None and node not in active:
                 active.add(node)
                 node = node.parent
-        while need > self._refresh_room():
-            idle = [s for s in self._resident if s.kids == 0 and s not in active]
-            if not idle:
-                return False
-            for span in sorted(idle, key=lambda s: (s.tick, s.start)):
-                self.release(span)
-                if need <= self._refresh_room():
-                    break
-        return True
+        return [(self, span) for span in self._resident if span.kids == 0 and span not in active]
 
-    def _refresh_room(self) -> int:
+    def refresh_room(self) -> int:
+        """Count ``room`` again."""
         stats = self.tree.stats()
-        self.room = stats["free"] + stats["cached"]
+        self._own = stats["free"] - stats["lent"] + stats["cached"]
+        self.room = min(self._own + self.memory.room(self), stats["free"] + stats["cached"])
         return self.room
+
+    def standing(self) -> list[Span]:
+        """Spans that running work stands on between two steps."""
+        worker = self.worker() if self.worker is not None else None
+        return worker.standing() if worker is not None else []
+
+    def suspend(self) -> bool:
+        """Stop a piece of that work; False: there is none that may be stopped."""
+        worker = self.worker() if self.worker is not None else None
+        return worker is not None and self.yields and worker.suspend()
+
+    # -- pages that come and go --------------------------------------------------------------------------
+
+    @property
+    def lent(self) -> int:
+        """Pages whose memory is not the runner's."""
+        return int(self.tree.stats()["lent"])
+
+    @property
+    def spare(self) -> int:
+        """Pages of the runner's that hold nothing."""
+        stats = self.tree.stats()
+        return int(stats["free"] - stats["lent"])
+
+    def give_up(self, pages: int) -> int:
+        """Part with so many spare pages, or all of them. Returns how many."""
+        lent = self.tree.lend(pages)
+        self.pool.forget(lent)
+        return len(lent)
 
     # -- one step ----------------------------------------------------------------------------------------
 
     def begin(self) -> Work:
         """Start a step."""
-        self._tick += 1
-        self._refresh_room()
+        self.memory.tick += 1
+        self.refresh_room()
         return Work()
 
     def store(self, work: Work, span: Span, budget: int) -> bool:
@@ -325,5 +383,11 @@ class Runner:
             span.parent.kids += 1
 
     def _take(self, span: Span, count: int) -> None:
-        self.room -= pages(span.n_kv + count) - pages(span.n_kv)
-        span.tick = self._tick
+        need = pages(span.n_kv + count) - pages(span.n_kv)
+        self.room -= need
+        self._own -= need
+        if self._own < 0:
+            granted = self.memory.grant(self, -self._own)
+            self.tree.take_back(granted)
+            self._own += granted
+        span.tick = self.memory.tick

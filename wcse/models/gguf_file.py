@@ -114,6 +114,10 @@ class GgufFile:
     def _bytes(self, name: str, info: TensorInfo, count: int) -> np.ndarray:
         if info.offset + count > len(self._data):
             raise WcseError(f"{self.path}: cut off inside tensor {name}; download it again")
+        if hasattr(
+            mmap, "MADV_DONTNEED"
+        ):  # what was read before need not stay in memory: the file still has it
+            self._data.madvise(mmap.MADV_DONTNEED)
         return np.frombuffer(self._data, np.uint8, count, info.offset)
 
 

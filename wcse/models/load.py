@@ -87,6 +87,7 @@ def load_model(
     lm_head: bool = True,
     device: str = "cpu",
     quantization: Quantization | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> LoadedModel:
     """Load a model.
 
@@ -97,24 +98,34 @@ def load_model(
         lm_head: False leaves out the output matrix, for a verifier that needs no logits.
         device: "cpu" or "cuda".
         quantization: of the matrices in memory: None (float32), "int8", "int4", or "gguf" (as the GGUF file has
-            them, exactly); see ``Decoder``. Arithmetic is float32 in every case.
+            them, exactly), with float32 arithmetic; "w8a8", "w4a8" or "gguf_a8": the same with the inputs rounded to
+            8 bits and integer arithmetic. See ``Decoder``.
+        kv_cache_dtype: of keys and values: "auto" is that of the weights, "float16" takes half of float32's memory.
 
     Raises:
         WcseError: the model cannot be found or read, or is of a kind that is not supported; the message says
             what to do.
     """
     kind = _dtype_on(device, dtype)
+    kv_kind = kv_dtype_on(device, kind, kv_cache_dtype)
     if quantization is not None and quantization not in get_args(Quantization):
         names = ", ".join(map(repr, get_args(Quantization)))
         raise WcseError(f"quantization={quantization!r} is unknown; use {names} or None")
     path = find_model(path_or_name)
-    if quantization == "gguf" and path.suffix != ".gguf":
-        raise WcseError(f"quantization='gguf': {path} is not a .gguf file; use 'int8' or 'int4'")
+    if quantization in ("gguf", "gguf_a8") and path.suffix != ".gguf":
+        others = "'int8' or 'int4'" if quantization == "gguf" else "'w8a8' or 'w4a8'"
+        raise WcseError(f"quantization={quantization!r}: {path} is not a .gguf file; use {others}")
     parts = _open_gguf(path) if path.suffix == ".gguf" else _open_folder(path)
     _check_vocabulary(path, parts)
     with _one_thread():
         decoder = Decoder(
-            parts.spec, parts.weights, lm_head=lm_head, device=device, dtype=kind, quantization=quantization
+            parts.spec,
+            parts.weights,
+            lm_head=lm_head,
+            device=device,
+            dtype=kind,
+            quantization=quantization,
+            kv_dtype=kv_kind,
         )
     return LoadedModel(
         decoder=decoder,
@@ -144,6 +155,19 @@ def _dtype_on(device: str, dtype: str) -> torch.dtype:
     if dtype != "auto" and dtype not in _DTYPES:
         raise WcseError(f"dtype={dtype!r} is unknown; use 'auto', {', '.join(map(repr, _DTYPES))}")
     return _DTYPES["bfloat16" if dtype == "auto" else dtype]
+
+
+def kv_dtype_on(device: str, dtype: torch.dtype, kv_cache_dtype: str) -> torch.dtype:
+    """The dtype of keys and values beside weights of ``dtype``; refuses what cannot run."""
+    if kv_cache_dtype not in ("auto", "float16"):
+        raise WcseError(f"kv_cache_dtype={kv_cache_dtype!r} is unknown; use 'auto' or 'float16'")
+    if kv_cache_dtype == "auto":
+        return dtype
+    if device != "cpu" and dtype is not torch.float16:
+        raise WcseError(
+            "kv_cache_dtype='float16': on a GPU keys and values are of the weights' dtype; use 'auto'"
+        )
+    return torch.float16
 
 
 def read_config(path_or_name: str | Path) -> Mapping[str, Any]:

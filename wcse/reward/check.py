@@ -6,6 +6,8 @@ tensors one by one, reads each path from its first token without any cache; the 
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +17,12 @@ from transformers import AutoConfig, AutoModel
 
 from wcse.models.hf import open_hf
 from wcse.models.load import find_model, read_config
+from wcse.reward.generative import GenerativePRM
+from wcse.reward.head import Head
 from wcse.reward.layout import Reading
 from wcse.reward.readers import HeadReader
-from wcse.reward.scorer import ImplicitPRM, SeparatePRM
-from wcse.reward.text import score_texts
+from wcse.reward.scorer import ImplicitPRM
+from wcse.reward.text import TextPRM, score_texts
 from wcse.types import WcseError
 
 TOLERANCE = 1e-4
@@ -53,7 +57,7 @@ class StepCheck:
         return self.difference <= TOLERANCE
 
 
-def check(prm: SeparatePRM | ImplicitPRM, path: str, problem: str, steps: Sequence[str]) -> list[StepCheck]:
+def check(prm: TextPRM, path: str, problem: str, steps: Sequence[str]) -> list[StepCheck]:
     """Score a finished solution both ways.
 
     Args:
@@ -69,20 +73,24 @@ def check(prm: SeparatePRM | ImplicitPRM, path: str, problem: str, steps: Sequen
     ]
     (scores,) = score_texts(prm, problem, [steps])
     expected = _full_text(prm, path, len(prm.layout.prefix(problem)), readings)
-    return [StepCheck(*row) for row in zip(readings, scores, expected, strict=True)]
+    return [
+        StepCheck(reading, _known(prm, mine), _known(prm, theirs))
+        for reading, mine, theirs in zip(readings, scores, expected, strict=True)
+    ]
 
 
-def _full_text(
-    prm: SeparatePRM | ImplicitPRM, path: str, prompt: int, readings: Sequence[Reading]
-) -> list[float]:
+def _known(prm: TextPRM, score: float) -> float:
+    """A verdict that cannot be parsed is one that both sides can agree on: -1."""
+    return -1.0 if prm.layout.family.head == "verdict" and math.isnan(score) else score
+
+
+def _full_text(prm: TextPRM, path: str, prompt: int, readings: Sequence[Reading]) -> list[float]:
+    if isinstance(prm, GenerativePRM):
+        return [_verdict(prm, path, reading) for reading in readings]
     if not isinstance(prm, ImplicitPRM):
-        reader = prm.reader
-        assert isinstance(reader, HeadReader)
+        assert isinstance(prm.reader, HeadReader)
         states = torch.stack([hidden[-1] for hidden in _forward(path, readings)])
-        for i, (weight, bias) in enumerate(reader.head.layers):
-            states = torch.nn.functional.linear(torch.relu(states) if i else states, weight, bias)
-        z = states[:, 1] - states[:, 0] if states.shape[1] == 2 else states[:, 0]
-        return (z.sigmoid() if prm.bounded else z).tolist()
+        return _scores(prm.reader.head, states, bounded=prm.bounded).tolist()
     sums = [
         [_logprob(side.runner.decoder.spec.final_softcap, name, h, r.ids, prompt) for h, r in pairs]
         for side, name in ((prm.model, path), (prm.reference, prm.reference.layout.source))
@@ -92,11 +100,43 @@ def _full_text(
     return (z.sigmoid() if prm.bounded else z).tolist()
 
 
+def _scores(head: Head, states: torch.Tensor, *, bounded: bool) -> torch.Tensor:
+    """The head in plain torch."""
+    for i, (weight, bias) in enumerate(head.layers):
+        states = torch.nn.functional.linear(torch.relu(states) if i else states, weight, bias)
+    z = states[:, 1] - states[:, 0] if states.shape[1] == 2 else states[:, 0]
+    return z.sigmoid() if bounded else z
+
+
+def _verdict(prm: GenerativePRM, path: str, reading: Reading) -> float:
+    """The likeliest tokens one by one, each from a forward over everything before it; then as the family says."""
+    model, family = _transformers_model(path), prm.layout.family
+    output = _output_matrix(path)
+    ids, written = reading.ids + reading.tail, list[int]()
+    with torch.no_grad():
+        while len(written) < family.writes:
+            state = model(torch.tensor([ids + written])).last_hidden_state[0, -1]
+            written.append(int((output @ state).argmax()))
+            if written[-1] in prm.engine.model.eos_ids:
+                break
+        if prm.head is None:
+            found = re.findall(
+                str(family.verdict), prm.layout.tokenizer.decode(written, skip_special_tokens=True)
+            )
+            return float(found[-1] in family.right) if found else math.nan
+        written = [token for token in written if token not in prm.engine.model.eos_ids]
+        state = model(torch.tensor([ids + written + prm.layout.ask_ids])).last_hidden_state[0, -1:]
+    return float(_scores(prm.head, state, bounded=True)[0])
+
+
+def _output_matrix(path: str) -> torch.Tensor:
+    weights = open_hf(find_model(path))
+    return weights.tensor("lm_head.weight" if "lm_head.weight" in weights else "embed_tokens.weight").float()
+
+
 def _logprob(cap: float, path: str, hidden: torch.Tensor, ids: Sequence[int], prompt: int) -> float:
     """log p of the ids after the prompt, from the states of all of them."""
-    weights = open_hf(find_model(path))
-    name = "lm_head.weight" if "lm_head.weight" in weights else "embed_tokens.weight"
-    logits = hidden[prompt - 1 : -1] @ weights.tensor(name).float().T
+    logits = hidden[prompt - 1 : -1] @ _output_matrix(path).T
     logits = cap * torch.tanh(logits / cap) if cap else logits
     chosen = logits.log_softmax(-1).gather(1, torch.tensor(ids[prompt:])[:, None])
     return float(chosen.double().sum())

@@ -3,9 +3,9 @@
 A record is data. ``layout`` turns its templates into token ids, ``load`` finds its head, and neither knows a
 family by name: a new family is a new record here and nothing else.
 
-Templates hold the fields ``{bos}``, ``{problem}``, ``{sep}`` (the model's step separator) and, from the
-tokenizer's own chat template, ``{chat_before}``, ``{chat_between}``, ``{chat_after}`` (around the problem and
-the solution). Control strings in a template are control tokens; in a problem or a step they stay text.
+Templates hold the fields ``{bos}``, ``{problem}``, ``{index}`` (of the step, from 0), ``{sep}`` (the model's step
+separator) and, from the tokenizer's own chat template, ``{chat_before}``, ``{chat_between}``, ``{chat_after}`` (around
+the problem and the solution). Control strings in a template are control tokens; in a problem or a step they stay text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wcse.types import WcseError
 Template = tuple[str, ...]
 """Parts of a layout. Where ``Family.apart`` holds, each part is encoded by itself."""
 
-HeadKind = Literal["tensors", "columns", "mean_logit", "ratio"]
+HeadKind = Literal["tensors", "columns", "mean_logit", "ratio", "verdict"]
 
 _CLASSIFIER = (("score",), ("classifier",))
 _VALUE = (("v_head.summary",), ("v_head",))
@@ -45,10 +45,15 @@ class Family:
         replace: (old, new) in problem and step texts.
         tag: the text that must be the last token of a reading, and one token; None: any token may be.
         head: ``tensors`` (classifier or value head of the checkpoint), ``columns`` (two rows of the output
-            matrix), ``mean_logit`` (the mean of its rows) or ``ratio`` (log-ratio to a reference model).
+            matrix), ``mean_logit`` (the mean of its rows), ``ratio`` (log-ratio to a reference model) or
+            ``verdict`` (parsed from what the model writes).
         tensors: names of the head's linear layers, several spellings.
         outputs: what the last linear layer must have; 0: one or two.
         columns: the (good, bad) tokens.
+        writes: the most tokens that the model writes after ``tail`` before the score is read; greedy.
+        ask: what follows the written text; the score is read at its last token.
+        verdict: of a ``verdict`` head, a pattern with one group; the last match in the written text counts.
+        right: what the group holds where the step is right; anything else is wrong.
         bounded: the score is a probability (softmax of two, sigmoid of one); otherwise the raw number, which
             must be neither multiplied nor added up.
         agg: the aggregation that fits how the family was trained.
@@ -74,6 +79,10 @@ class Family:
     tensors: tuple[tuple[str, ...], ...] = ()
     outputs: int = 0
     columns: tuple[str, str] | None = None
+    writes: int = 0
+    ask: Template = ()
+    verdict: str | None = None
+    right: tuple[str, ...] = ()
     bounded: bool = True
     agg: str = "last"
     separator: str = "\n\n"
@@ -99,6 +108,7 @@ _RLHFLOW = (
     "Today Date: 26 Jul 2024\n\n" + _LLAMA_USER + "{problem}"
 )
 _CHAT = "{chat_before}{problem}{chat_between}"
+_QUESTION = "\nIs the answer correct (Yes/No)?"
 
 _RECORDS = (
     Family(
@@ -250,6 +260,43 @@ _RECORDS = (
         apart=True,
         head="ratio",
         source="arXiv 2412.01981; the embedded tiny-wc-prm",
+    ),
+    Family(
+        name="genrm",
+        prompt=(_CHAT,),
+        open=("{sep}",),
+        tail=(_QUESTION,),
+        head="columns",
+        columns=(" Yes", " No"),
+        source="GenRM, direct: P(Yes) after the question, arXiv 2408.15240",
+    ),
+    Family(
+        name="genrm_cot",
+        prompt=(_CHAT,),
+        open=("{sep}",),
+        tail=("\nLet's verify step by step.",),
+        writes=512,
+        ask=(_QUESTION,),
+        head="columns",
+        columns=(" Yes", " No"),
+        source="GenRM-CoT: a written rationale, then P(Yes), arXiv 2408.15240",
+    ),
+    Family(
+        name="critic",
+        prompt=("{chat_before}[Problem]\n{problem}\n\n[Solution in numbered paragraphs]",),
+        first=("\n\n<paragraph_{index}>\n",),
+        open=("\n\n<paragraph_{index}>\n",),
+        close=("\n</paragraph_{index}>",),
+        tail=(
+            "\n\nExamine the paragraphs in order. Close with the number of the first one that holds an error, or -1 "
+            "if none does, as \\boxed{}.{chat_between}",
+        ),
+        writes=1024,
+        head="verdict",
+        verdict=r"\\boxed\{\s*(-?\d+)\s*\}",
+        right=("-1",),
+        agg="min",
+        source="a chat model as a critic, in the manner of ProcessBench, arXiv 2412.06559; the wording is ours",
     ),
     Family(
         name="orm",

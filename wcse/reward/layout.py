@@ -77,6 +77,7 @@ class Layout:
         if self.family.columns is not None:
             good, bad = self.family.columns
             self.column_ids = (self.single(good), self.single(bad))
+        self.ask_ids = self._ids(list(self._atoms(self.family.ask)))
         self._check_control_strings()
 
     # -- what the scorers ask ----------------------------------------------------------------------------
@@ -142,8 +143,8 @@ class Layout:
         if family.numbered and not _NUMBERED.match(text):
             text = f"Step {index + 1}: {text}"
         close = family.end if ended and family.end is not None else family.close
-        before = self._atoms(family.open if index else family.first)
-        return [*before, [text], *self._atoms(close)]
+        before = self._atoms(family.open if index else family.first, index=index)
+        return [*before, [text], *self._atoms(close, index=index)]
 
     def _user_text(self, text: str, what: str) -> str:
         """A problem or step as the family's training text had it.
@@ -164,7 +165,7 @@ class Layout:
             )
         return text
 
-    def _atoms(self, template: Template, problem: str = "") -> Iterator[list[Atom]]:
+    def _atoms(self, template: Template, problem: str = "", index: int = 0) -> Iterator[list[Atom]]:
         """The parts of a template as atoms: control tokens as ids, all else as text."""
         for part in template:
             atoms: list[Atom] = []
@@ -173,6 +174,8 @@ class Layout:
                     atoms += self._literal(piece)
                 elif piece == "problem":
                     atoms.append(problem)
+                elif piece == "index":
+                    atoms.append(str(index))
                 elif piece == "bos":
                     atoms += [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
                 else:
@@ -217,7 +220,15 @@ class Layout:
     def _check_control_strings(self) -> None:
         """Every control string of the templates must be a control token of this tokenizer, with a row."""
         family = self.family
-        templates = (family.prompt, family.first, family.open, family.close, family.end or (), family.tail)
+        templates = (
+            family.prompt,
+            family.first,
+            family.open,
+            family.close,
+            family.end or (),
+            family.tail,
+            family.ask,
+        )
         for part in (part for template in templates for part in template):
             for name in re.findall(r"<\|\w+\|>", part):
                 if name not in self._control:

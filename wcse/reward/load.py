@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from wcse.engine.engine import Engine
-from wcse.engine.llm import pages_in
+from wcse.engine.memory import Memory
 from wcse.engine.runner import Runner
 from wcse.models.load import LoadedModel, load_model, read_config
 from wcse.recipe import OWN, SHARED
 from wcse.reward.families import Family, family_named, family_of
+from wcse.reward.generative import GenerativePRM
 from wcse.reward.head import Head, head_from_tensors
 from wcse.reward.layout import Layout
 from wcse.reward.readers import HeadReader, LogprobReader, Reader
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM, SharedHead
+from wcse.reward.text import TextPRM
 from wcse.reward.uncertainty import PolicyScorer
 from wcse.types import Quantization, WcseError
 
@@ -32,10 +35,11 @@ def load_verifier(
     name: str,
     engine: Engine,
     *,
-    kv_memory: float,
+    kv_memory: float | Memory,
     family: str | None = None,
     quantization: Quantization | None = None,
-) -> SharedHead | SeparatePRM | ImplicitPRM | PolicyScorer:
+    kv_cache_dtype: str = "auto",
+) -> SharedHead | PolicyScorer | TextPRM:
     """The verifier of that name: 'shared', 'policy:MEASURE', or a model of its own.
 
     Raises:
@@ -45,7 +49,9 @@ def load_verifier(
         return load_shared_head(engine)
     if name.startswith(OWN):
         return PolicyScorer(engine, name.removeprefix(OWN))
-    return load_prm(name, kv_memory=kv_memory, family=family, quantization=quantization)
+    return load_prm(
+        name, kv_memory=kv_memory, family=family, quantization=quantization, kv_cache_dtype=kv_cache_dtype
+    )
 
 
 def load_shared_head(engine: Engine) -> SharedHead:
@@ -74,27 +80,36 @@ def load_shared_head(engine: Engine) -> SharedHead:
 def load_prm(
     path: str,
     *,
-    kv_memory: float,
+    kv_memory: float | Memory,
     family: str | None = None,
     device: str = "cpu",
     quantization: Quantization | None = None,
-) -> SeparatePRM | ImplicitPRM:
+    kv_cache_dtype: str = "auto",
+) -> TextPRM:
     """A process reward model with its own KV tree, or two.
 
     Args:
         path: as for a policy.
-        kv_memory: GiB for its keys and values.
+        kv_memory: for its keys and values: GiB, or a budget that it shares with other models.
         family: name in ``families.FAMILIES``; None takes what the model says of itself.
         device: "cpu" or "cuda".
         quantization: of its weights (and its reference's) in memory, as in ``load_model``.
+        kv_cache_dtype: of its keys and values, as there.
 
     Raises:
         WcseError: the model cannot be loaded, or its head or vocabulary does not fit the family.
     """
     record = family_named(family) if family else family_of(path, read_config(path))
+    options: dict[str, Any] = {
+        "device": device,
+        "quantization": quantization,
+        "kv_cache_dtype": kv_cache_dtype,
+    }
     if record.head == "ratio":
-        return _load_implicit(path, record, kv_memory, device, quantization)
-    model = load_model(path, lm_head=False, device=device, quantization=quantization)
+        return _load_implicit(path, record, kv_memory, options)
+    if record.writes:
+        return _load_generative(path, record, kv_memory, options)
+    model = load_model(path, lm_head=False, **options)
     layout = _layout(record, model, path)
     head = _head(record, model, layout, path).to(model.decoder.device)
     return _separate(model, layout, HeadReader(head), kv_memory)
@@ -125,11 +140,26 @@ def _head(family: Family, model: LoadedModel, layout: Layout, path: str) -> Head
     return Head([(weight.to(torch.float32), None)], family.bounded)
 
 
+def _load_generative(
+    path: str, family: Family, kv_memory: float | Memory, options: dict[str, Any]
+) -> GenerativePRM:
+    """A verifier that writes, with an engine of its own."""
+    model = load_model(path, **options)
+    family = replace(family, writes=int(model.extras.get("writes", family.writes)))
+    layout = _layout(family, model, path)
+    head = None
+    if family.head == "columns":
+        head = _head(family, model, layout, path).to(model.decoder.device)
+    memory = kv_memory if isinstance(kv_memory, Memory) else Memory.gib(kv_memory)
+    context, agg = _limits(model, family)
+    return GenerativePRM(Engine(model, memory=memory), layout, head, context=context, default_agg=agg)
+
+
 def _load_implicit(
-    path: str, family: Family, kv_memory: float, device: str, quantization: Quantization | None
+    path: str, family: Family, kv_memory: float | Memory, options: dict[str, Any]
 ) -> ImplicitPRM:
-    """The model and its reference, with half of the memory each."""
-    model = load_model(path, device=device, quantization=quantization)
+    """The model and its reference, over one budget; on a GPU with half of it each."""
+    model = load_model(path, **options)
     name = model.extras.get("reference", family.reference)
     beta = model.extras.get("beta", family.beta)
     if not isinstance(name, str) or not isinstance(beta, int | float) or not beta > 0:
@@ -137,15 +167,17 @@ def _load_implicit(
             f"prm={path!r}: an implicit PRM needs 'reference' (a model) and 'beta' (a positive number) in the "
             f"'wcse' object of its config.json; it has reference={name!r}, beta={beta!r}"
         )
-    reference = load_model(name, device=device, quantization=quantization)
+    reference = load_model(name, **options)
     if reference.spec.vocab_size < model.spec.vocab_size:
         raise WcseError(
             f"prm={path!r}: its reference {name!r} has {reference.spec.vocab_size} tokens and the PRM "
             f"{model.spec.vocab_size}; give the model that it was trained against"
         )
     layout = _layout(family, model, path)
-    mine = _separate(model, layout, LogprobReader(), kv_memory / 2)
-    other = _separate(reference, replace(layout, source=name), LogprobReader(), kv_memory / 2)
+    if not isinstance(kv_memory, Memory):
+        kv_memory = Memory.gib(kv_memory) if options["device"] == "cpu" else kv_memory / 2
+    mine = _separate(model, layout, LogprobReader(), kv_memory)
+    other = _separate(reference, replace(layout, source=name), LogprobReader(), kv_memory)
     return ImplicitPRM(mine, other, beta=float(beta), bias=float(model.extras.get("bias", 0.0)))
 
 
@@ -159,9 +191,14 @@ def _layout(family: Family, model: LoadedModel, path: str) -> Layout:
     )
 
 
-def _separate(model: LoadedModel, layout: Layout, reader: Reader, kv_memory: float) -> SeparatePRM:
-    runner = Runner(model.decoder, num_pages=pages_in(model, kv_memory))
-    family = layout.family
-    agg = model.extras.get("default_agg", family.agg)
-    context = min(model.context, family.max_tokens or model.context)
+def _separate(model: LoadedModel, layout: Layout, reader: Reader, kv_memory: float | Memory) -> SeparatePRM:
+    memory = kv_memory if isinstance(kv_memory, Memory) else Memory.gib(kv_memory)
+    runner = Runner(model.decoder, memory=memory)
+    context, agg = _limits(model, layout.family)
     return SeparatePRM(runner, layout, reader, context=context, default_agg=agg)
+
+
+def _limits(model: LoadedModel, family: Family) -> tuple[int, str]:
+    """Longest input in tokens, and the aggregation, which a model may state itself."""
+    context = min(model.context, family.max_tokens or model.context)
+    return context, str(model.extras.get("default_agg", family.agg))

@@ -7,6 +7,7 @@ mean of two accuracies: of wrong solutions the exact step must be named, of righ
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +17,9 @@ from typing import Any
 from wcse.types import WcseError
 
 ALL_CORRECT = -1
+
+UNKNOWN = -2
+"""The prediction where a verifier gave no verdict: never right."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,9 @@ def _case(row: Mapping[str, Any], where: str) -> Case:
 
 
 def first_error(scores: Sequence[float], threshold: float) -> int:
-    """Index of the first score below the threshold, or ``ALL_CORRECT``."""
-    return next((i for i, score in enumerate(scores) if score < threshold), ALL_CORRECT)
+    """Index of the first score below the threshold, or ``ALL_CORRECT``; ``UNKNOWN`` where a NaN comes before it."""
+    wrong = next((i for i, score in enumerate(scores) if not score >= threshold), ALL_CORRECT)
+    return UNKNOWN if wrong != ALL_CORRECT and math.isnan(scores[wrong]) else wrong
 
 
 def evaluate(cases: Sequence[Case], scores: Sequence[Sequence[float]], threshold: float) -> Result:
@@ -109,7 +114,7 @@ def evaluate(cases: Sequence[Case], scores: Sequence[Sequence[float]], threshold
 
 def best_threshold(cases: Sequence[Case], scores: Sequence[Sequence[float]]) -> float:
     """The threshold with the best F1 on these cases, half-way between two scores; the lowest among equals."""
-    values = sorted({score for row in scores for score in row})
+    values = sorted({score for row in scores for score in row if not math.isnan(score)})
     middles = [(a + b) / 2 for a, b in pairwise(values)]
     candidates = [values[0], *_thinned(middles)]
     return max(candidates, key=lambda t: (evaluate(cases, scores, t).f1, -t))

@@ -31,6 +31,12 @@ def blank(node: Node) -> bool:
     return not node.text.strip()
 
 
+def step_texts(node: Node, delimiter: str) -> list[str]:
+    """The texts of the steps up to a node, without delimiters; blank ones are left out."""
+    above = [step for step in node.steps() if step is node or not blank(step)]
+    return [step.text.removesuffix(delimiter).strip() for step in above]
+
+
 class SharedHead:
     """A head on the policy's own hidden states; a score costs one row of a small matrix product."""
 
@@ -127,10 +133,8 @@ class SeparatePRM:
             done(None)
             return
         mirror = self._mirrors.get(root) or self._open(root, problem)
-        above = [step for step in node.steps() if step is node or not blank(step)]
-        texts = [step.text.removesuffix(root.rule.delimiter).strip() for step in above]
         try:
-            reading = self.layout.read(problem, texts, ended=not node.live)
+            reading = self.layout.read(problem, step_texts(node, root.rule.delimiter), ended=not node.live)
         except WcseError:
             done(math.nan)
             return
@@ -170,14 +174,21 @@ class SeparatePRM:
         return len(self._queue)
 
     def step(self) -> None:
-        """Read the waiting steps, one batch of at most READ_TOKENS.
+        """Read waiting steps, in batches of at most READ_TOKENS, until at least one is whole.
+
+        Nothing is half read between two steps, so the policy may have any of the memory then.
 
         Raises:
-            KVMemoryError: one path alone does not fit in the verifier's KV memory.
+            KVMemoryError: one path alone does not fit in the KV memory.
         """
         while self._dead:
             span = self._dead.pop()
             self.runner.release(span, cache=span.prompt)
+        while self._queue and not self._read():
+            pass
+
+    def _read(self) -> bool:
+        """One batch; whether a step is whole now."""
         work = self.runner.begin()
         done: list[_Reading] = []
         while len(done) < len(self._queue) and work.tokens < READ_TOKENS:
@@ -189,9 +200,9 @@ class SeparatePRM:
             elif work.tokens >= READ_TOKENS:
                 break
             elif work.tokens == before:
-                if work.tokens or self.runner.evict_idle(self._need(reading), [reading.span]):
-                    if work.tokens:
-                        break
+                if work.tokens:
+                    break
+                if self.runner.memory.seize(self.runner, self._need(reading), [reading.span]):
                     continue
                 raise KVMemoryError(
                     f"KV memory of the verifier: one path of {reading.span.depth} tokens does not fit in "
@@ -205,6 +216,7 @@ class SeparatePRM:
             if not reading.node.live:
                 self.runner.release(self._spans[reading.node])
             reading.done(score)
+        return bool(done)
 
     def account(self, root: Root) -> Account:
         mirror = self._mirrors.get(root)

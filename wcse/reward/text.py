@@ -11,21 +11,25 @@ from itertools import islice
 
 from wcse.engine.engine import Root
 from wcse.engine.params import SamplingParams, StepRule
+from wcse.reward.generative import GenerativePRM
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM
 from wcse.types import Finish, Node, WcseError
+
+TextPRM = SeparatePRM | ImplicitPRM | GenerativePRM
+"""A verifier that reads texts: any but those that stand on the policy's own states."""
 
 _RULE = StepRule("")  # the texts come without delimiters
 _AT_ONCE = 64  # problems in the verifier's tree at one time
 
 
 def score_texts(
-    prm: SeparatePRM | ImplicitPRM,
+    prm: TextPRM,
     problem: str,
     solutions: Sequence[Sequence[str]],
     *,
     complete: bool = True,
 ) -> list[list[float]]:
-    """The scores of every step of every solution of one problem, one for each step.
+    """The scores of every step of every solution of one problem, one for each step; NaN: no verdict was found.
 
     Args:
         prm: from ``load_prm``.
@@ -39,12 +43,10 @@ def score_texts(
     planted = _Planted(prm, problem)
     paths = [planted.grow(steps, complete=complete) for steps in solutions]
     _drain(prm)
-    return [[_value(node) for node in path] for path in paths]
+    return [[_value(prm, node) for node in path] for path in paths]
 
 
-def score_many(
-    prm: SeparatePRM | ImplicitPRM, cases: Iterable[tuple[str, Sequence[str]]]
-) -> Iterator[list[float]]:
+def score_many(prm: TextPRM, cases: Iterable[tuple[str, Sequence[str]]]) -> Iterator[list[float]]:
     """The step scores of each (problem, steps of a finished solution), in order; problems share batches.
 
     Raises:
@@ -56,13 +58,13 @@ def score_many(
         paths = [plant.grow(steps, complete=True) for plant, (_, steps) in zip(planted, chunk, strict=True)]
         _drain(prm)
         for path in paths:
-            yield [_value(node) for node in path]
+            yield [_value(prm, node) for node in path]
 
 
 class _Planted:
     """One problem in the verifier's tree."""
 
-    def __init__(self, prm: SeparatePRM | ImplicitPRM, problem: str) -> None:
+    def __init__(self, prm: TextPRM, problem: str) -> None:
         self.prm = prm
         self.problem = problem
         self.root = Root(Node(None, (), ()), 0, problem, SamplingParams(), _RULE, 0)
@@ -100,13 +102,15 @@ class _Planted:
         self.prm.submit(self.root, self.problem, node, done)
 
 
-def _drain(prm: SeparatePRM | ImplicitPRM) -> None:
+def _drain(prm: TextPRM) -> None:
     while prm.waiting:
         prm.step()
 
 
-def _value(node: Node) -> float:
-    if node.score is None or math.isnan(node.score):
+def _value(prm: TextPRM, node: Node) -> float:
+    """The score; NaN only for a verdict that could not be parsed."""
+    written = prm.layout.family.head == "verdict"
+    if node.score is None or (math.isnan(node.score) and not written):
         raise WcseError(
             f"step {len(node.steps())} ({node.text[:40]!r}): the verifier gave no number for it; its weights or "
             "its format are broken (see wcse prm check)"

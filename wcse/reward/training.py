@@ -1,20 +1,18 @@
-"""Training of verifiers on labelled steps: a head on the policy's own states, or a token classifier.
+"""Labelled steps as rows of token ids, and the training of a head on a policy's own states.
 
 What is trained is what a scorer reads: ids and read positions come from ``layout``, the same code that runs in a
-search. The loss is the cross-entropy between a step's label, 0 to 1, and its score, summed over the read positions
-and divided by their number in the whole batch, so cutting a batch into parts changes nothing.
+search. Whole models are trained in ``finetuning``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -25,12 +23,9 @@ from torch import Tensor, nn
 from wcse.engine.llm import pages_in
 from wcse.engine.runner import Runner, Span
 from wcse.models.load import LoadedModel
-from wcse.reward.families import FAMILIES, Family
+from wcse.reward.families import Family
 from wcse.reward.layout import Layout
 from wcse.types import WcseError
-
-CLASSIFIER = FAMILIES["token_classification"]
-"""The family that ``train_classifier`` trains for."""
 
 VALIDATION_SHARE = 0.1
 HEAD_UNITS = 256
@@ -41,7 +36,8 @@ FEATURE_TOKENS = 2048  # of one batch of the policy
 class Row:
     """A solution as token ids with the positions that are read and their labels.
 
-    The first ``prompt`` ids are the problem; rows of one ``group`` belong to one problem.
+    The first ``prompt`` ids are the problem; rows of one ``group`` belong to one problem. ``base`` holds log p
+    of the path up to each read position under the reference of an implicit model.
     """
 
     ids: list[int]
@@ -49,6 +45,7 @@ class Row:
     labels: list[float]
     prompt: int
     group: str
+    base: list[float] = field(default_factory=list)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -192,116 +189,3 @@ def save_head(head: nn.Sequential, path: Path, *, default_agg: str = "last") -> 
     """Write the head as ``load.load_shared_head`` reads it."""
     tensors = {f"score.{name}": p.detach().contiguous() for name, p in head.named_parameters()}
     save_file(tensors, path, metadata={"default_agg": default_agg, "read": "last token of a step"})
-
-
-# -- a token classifier ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierTraining:
-    """Settings of a token classifier's training; the defaults are of TRL's recipes."""
-
-    epochs: float = 1.0
-    lr: float = 1e-5
-    batch: int = 32
-    warmup: float = 0.05
-    seed: int = 0
-    lora_rank: int = 0  # 0 trains every weight
-
-    def __post_init__(self) -> None:
-        if (
-            self.epochs <= 0
-            or self.lr <= 0
-            or self.batch < 1
-            or not 0 <= self.warmup < 1
-            or self.lora_rank < 0
-        ):
-            raise WcseError(
-                f"{self}: epochs, lr and batch must be positive, warmup in [0, 1), lora_rank not negative"
-            )
-
-
-def step_loss(model: Any, rows: Sequence[Row], pad: int, total: int) -> Tensor:
-    """The rows' share of the batch's loss: cross-entropy at the read positions, over ``total`` of them."""
-    width = max(len(row.ids) for row in rows)
-    ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows])
-    mask = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows])
-    logits = model(input_ids=ids, attention_mask=mask).logits.float()
-    z = torch.cat([(part[row.reads, 1] - part[row.reads, 0]) for part, row in zip(logits, rows, strict=True)])
-    return F.binary_cross_entropy_with_logits(z, labels_of(rows), reduction="sum") / total
-
-
-def train_classifier(
-    start: Path, rows: Sequence[Row], layout: Layout, settings: ClassifierTraining, out: Path
-) -> None:
-    """Train a token classifier from the model in ``start`` and write it to ``out``, ready for ``load_prm``.
-
-    Raises:
-        WcseError: no rows, or LoRA was asked for without the package peft.
-    """
-    from transformers import AutoModelForTokenClassification
-
-    if not rows:
-        raise WcseError("no labelled step is left to train on; see the messages above")
-    torch.manual_seed(settings.seed)
-    model = AutoModelForTokenClassification.from_pretrained(start, num_labels=2, dtype=torch.float32)
-    trained = _with_lora(model, settings.lora_rank) if settings.lora_rank else model
-    trained.train()
-    for module in trained.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    _fit(trained, rows, settings, pad=layout.tokenizer.pad_token_id or 0)
-    model = trained.merge_and_unload() if settings.lora_rank else trained
-    model.config.wcse = {
-        "family": layout.family.name,
-        "separator": layout.family.separator if layout.separator is None else layout.separator,
-        "default_agg": layout.family.agg,
-    }
-    model.save_pretrained(out)
-    layout.tokenizer.save_pretrained(out)
-
-
-def _fit(model: Any, rows: Sequence[Row], settings: ClassifierTraining, *, pad: int) -> None:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
-    steps = max(1, round(settings.epochs * len(rows) / settings.batch))
-    warm = max(1, round(settings.warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
-    )
-    for _, batch in zip(range(steps), _batches(rows, settings.batch, Random(settings.seed)), strict=False):
-        total = sum(len(row.reads) for row in batch)
-        optimizer.zero_grad()
-        for part in _parts(batch):
-            step_loss(model, part, pad, total).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-
-
-def _batches(rows: Sequence[Row], size: int, rng: Random) -> Iterator[list[Row]]:
-    """Batches in random order, pass after pass."""
-    while True:
-        order = rng.sample(list(rows), len(rows))
-        yield from (order[i : i + size] for i in range(0, len(order), size))
-
-
-def _parts(batch: Sequence[Row], tokens: int = 4096) -> Iterator[list[Row]]:
-    """The batch in parts of like lengths that fit in memory."""
-    part: list[Row] = []
-    for row in sorted(batch, key=lambda row: len(row.ids)):
-        if part and (len(part) + 1) * len(row.ids) > tokens:
-            yield part
-            part = []
-        part.append(row)
-    yield part
-
-
-def _with_lora(model: Any, rank: int) -> Any:
-    try:
-        from peft import LoraConfig, TaskType, get_peft_model
-    except ImportError:
-        raise WcseError(
-            f"lora_rank={rank}: needs the package peft; pip install peft, or train every weight"
-        ) from None
-    return get_peft_model(model, LoraConfig(task_type=TaskType.TOKEN_CLS, r=rank, lora_alpha=2 * rank))

@@ -247,4 +247,4 @@ def _planner(config: ServeConfig, scorer: Scorer | None) -> Planner:
 def _scorer(config: ServeConfig, engine: Engine) -> Scorer | None:
     if config.prm is None:
         return None
-    return load_verifier(config.prm, engine, kv_memory=config.kv_memory, family=config.prm_family)
+    return load_verifier(config.prm, engine, kv_memory=engine.runner.memory, family=config.prm_family)

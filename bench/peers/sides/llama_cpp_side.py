@@ -1,14 +1,18 @@
 """llama.cpp through the low-level API of llama-cpp-python: sequences of one batch that share the prompt by ``seq_cp``.
 
-The cache is unified, so that shared tokens are stored once. The weights are the file's own, or made from them by
-llama.cpp's quantiser. The verifier is the same file loaded a second time; a score is read from two columns of the
-logits after a step, as PRMs that are language models do. Sampling is llama.cpp's own: temperature, top-p, draw.
+The cache is one stream for every sequence (``streams``: attention reads a sequence's own tokens, shared ones are
+copied) or unified (``unified``: shared tokens are stored once, attention scans all that is stored behind a mask). The
+weights are the file's own, or made from them by llama.cpp's quantiser. The verifier is the same file loaded a second
+time; a score is read from two columns of the logits after a step, as PRMs that are language models do. Sampling is
+llama.cpp's own (temperature, top-p, draw), a chain for each thread.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,12 @@ from side import Count, Facts, Item, Stopwatch, drive, serve
 
 FILE_TYPES = {
     "q8_0": llama.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "q4_0": llama.LLAMA_FTYPE_MOSTLY_Q4_0,
     "f16": llama.LLAMA_FTYPE_MOSTLY_F16,
     "f32": llama.LLAMA_FTYPE_ALL_F32,
 }
-BATCH = 2048  # tokens handed over at once
+BATCH, UBATCH = 2048, 512  # tokens handed over at once, and computed at once
+MODES = ["streams"]
 GOOD, BAD = 10, 11  # columns of the logits that stand for the verdict
 
 
@@ -38,24 +44,24 @@ class LlamaCppSide:
         llama.llama_backend_init()
         self.policy = open_model(path)
         self.verifier = open_model(path) if "score" in workloads else None
-        self.shape: tuple[int, int] = (0, 0)
+        self.layout: Layout | None = None
         self.beams: SeqBeams | None = None
         return {
             "versions": {"llama-cpp-python": version("llama-cpp-python"), "numpy": np.__version__},
             "dtype": precision if precision != "file" else f"{source.stem.split('.')[-1]}",
             "system": llama.llama_print_system_info().decode().strip(),
-            "modes": {"sample": ["seq_cp"], "search": ["seq_cp"], "score": ["seq_cp"]},
+            "modes": {"sample": MODES, "search": MODES, "score": MODES},
         }
 
     def prepare(self, item: Item) -> None:
         """Contexts that hold the item's tokens, and logits of every beam."""
-        shape = (cells(item), item.n)
-        if self.beams is None or shape != self.shape:
+        layout = Layout.of(item, self.threads)
+        if self.beams is None or layout != self.layout:
             if self.beams is not None:
                 self.beams.close()
             verifier = self.verifier if item.workload == "score" else None
-            self.beams = SeqBeams(self.policy, verifier, shape, self.threads)
-            self.shape = shape
+            self.beams = SeqBeams(self.policy, verifier, layout)
+            self.layout = layout
         self.beams.sampler(item)
 
     def run(self, item: Item) -> Count:
@@ -64,12 +70,24 @@ class LlamaCppSide:
         return Count(count.tokens, count.extra | self.beams.clock.seconds)
 
 
-def cells(item: Item) -> int:
-    """Most tokens that are stored at one time, one more for each step of a beam (the verifier's separator)."""
-    if item.workload == "sample":
-        return len(item.prompt) + item.n * (item.new_tokens + 1)
-    step = item.step_tokens + 1
-    return len(item.prompt) + item.n * step + item.keep * (item.steps - 1) * step
+@dataclass(frozen=True)
+class Layout:
+    """What a context is made for. ``tokens`` that are stored at one time, of all sequences or of each (``unified``)."""
+
+    tokens: int
+    sequences: int
+    unified: bool
+    threads: int
+
+    @classmethod
+    def of(cls, item: Item, threads: int) -> Layout:
+        """Room for an item, one token more for each step of a beam (the verifier's separator)."""
+        if item.mode != "unified":
+            return cls(item.longest + item.steps + 1, item.n, False, threads)
+        step = item.step_tokens + 1
+        search = item.n * step + item.keep * (item.steps - 1) * step
+        tail = item.n * (item.new_tokens + 1) if item.workload == "sample" else search
+        return cls(len(item.prompt) + tail, item.n, True, threads)
 
 
 def quantised(source: Path, cache: Path, precision: str, threads: int) -> Path:
@@ -97,7 +115,7 @@ def open_model(path: Path) -> Any:
         RuntimeError: the file cannot be loaded.
     """
     params = llama.llama_model_default_params()
-    params.use_mmap = False  # its memory is its own, as that of the other sides is
+    params.load_mode = llama.LLAMA_LOAD_MODE_NONE  # its memory is its own, as that of the other sides is
     model = llama.llama_model_load_from_file(str(path).encode(), params)
     if model is None:
         raise RuntimeError(f"llama.cpp does not load {path}")
@@ -107,16 +125,18 @@ def open_model(path: Path) -> Any:
 class Context:
     """A llama.cpp context with one batch that is filled again and again."""
 
-    def __init__(self, model: Any, shape: tuple[int, int], threads: int) -> None:
+    def __init__(self, model: Any, layout: Layout) -> None:
         params = llama.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = (shape[0] + 255) // 256 * 256, shape[1]
-        params.n_batch, params.n_ubatch = BATCH, 512
-        params.n_threads = params.n_threads_batch = threads
-        params.kv_unified, params.no_perf = True, True
+        each = (layout.tokens + 255) // 256 * 256
+        params.n_ctx = each if layout.unified else each * layout.sequences
+        params.n_seq_max, params.kv_unified = layout.sequences, layout.unified
+        params.n_batch, params.n_ubatch = BATCH, UBATCH
+        params.n_threads = params.n_threads_batch = layout.threads
+        params.no_perf = True
         self.handle = llama.llama_init_from_model(model, params)
         if self.handle is None:
             raise RuntimeError(
-                f"llama.cpp makes no context of {params.n_ctx} tokens and {shape[1]} sequences"
+                f"llama.cpp makes no context of {params.n_ctx} tokens and {layout.sequences} sequences"
             )
         self.memory = llama.llama_get_memory(self.handle)
         self.batch = llama.llama_batch_init(BATCH, 0, 1)
@@ -166,27 +186,27 @@ class Context:
 class SeqBeams:
     """Beam i is sequence i of the policy's cache, and of the verifier's."""
 
-    def __init__(self, policy: Any, verifier: Any, shape: tuple[int, int], threads: int) -> None:
-        self.policy = Context(policy, shape, threads)
-        self.verifier = Context(verifier, shape, threads) if verifier is not None else None
+    def __init__(self, policy: Any, verifier: Any, layout: Layout) -> None:
+        self.policy = Context(policy, layout)
+        self.verifier = Context(verifier, layout) if verifier is not None else None
         self.newline = newline(verifier) if verifier is not None else 0
-        self.chain: Any = None
+        self.threads = min(layout.threads, layout.sequences)
+        self.pool = ThreadPoolExecutor(self.threads)
+        self.chains: list[Any] = []
         self.clock = Stopwatch()
 
     def close(self) -> None:
+        self.pool.shutdown()
         for context in (self.policy, self.verifier):
             if context is not None:
                 context.close()
 
     def sampler(self, item: Item) -> None:
-        """A new chain of samplers, in the order in which the other sides apply them."""
-        if self.chain is not None:
-            llama.llama_sampler_free(self.chain)
-        self.chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        llama.llama_sampler_chain_add(self.chain, llama.llama_sampler_init_temp(item.temperature))
-        llama.llama_sampler_chain_add(self.chain, llama.llama_sampler_init_top_p(item.top_p, 1))
-        llama.llama_sampler_chain_add(self.chain, llama.llama_sampler_init_dist(item.seed & 0xFFFFFFFF))
-        self.clock = Stopwatch()
+        """New chains of samplers, in the order in which the other sides apply them."""
+        for chain in self.chains:
+            llama.llama_sampler_free(chain)
+        self.chains = [new_chain(item, part) for part in range(self.threads)]
+        self.clock, self.meter = Stopwatch(), item.meter
 
     def start(self, prompt: list[int], n: int) -> None:
         self.n, self.length, self.read = n, len(prompt), len(prompt)
@@ -202,10 +222,19 @@ class SeqBeams:
                 self.policy.decode(self.last[:, None], 0, self.length)
                 self.length += 1
             with self.clock("sampler_seconds"):
-                rows = range(self.n) if self.last is not None else [-1] * self.n
-                drawn = [llama.llama_sampler_sample(self.chain, self.policy.handle, row) for row in rows]
-            self.last = written[:, i] = np.array(drawn, np.int32)
+                llama.llama_get_logits_ith(
+                    self.policy.handle, -1
+                )  # sorts the rows, which threads must not do
+                rows = np.arange(self.n) if self.last is not None else np.full(self.n, -1)
+                parts = self.pool.map(self._draw, self.chains, np.array_split(rows, len(self.chains)))
+                self.last = written[:, i] = np.concatenate(list(parts))
+            self.meter.add(self.n)
         self.step = written
+
+    def _draw(self, chain: Any, rows: np.ndarray) -> np.ndarray:
+        """A token after each of these rows of the last batch; ctypes lets the others go on meanwhile."""
+        drawn = [llama.llama_sampler_sample(chain, self.policy.handle, int(row)) for row in rows]
+        return np.array(drawn, np.int32)
 
     def score(self) -> list[float]:
         assert self.verifier is not None
@@ -219,6 +248,7 @@ class SeqBeams:
         for begin in range(0, self.n, at_once):
             part = pieces[begin : begin + at_once]
             self.verifier.decode(part, begin, self.read)
+            self.meter.add(0)
             for row in range(len(part)):
                 bad, good = self.verifier.logits((row + 1) * count - 1, (BAD, GOOD))
                 scores.append(good - bad)
@@ -240,6 +270,15 @@ class SeqBeams:
         for context in (self.policy, self.verifier):
             if context is not None:
                 context.select(copies)
+
+
+def new_chain(item: Item, part: int) -> Any:
+    """Temperature, top-p and a draw with a seed of the item's and the part's own."""
+    chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_temp(item.temperature))
+    llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_top_p(item.top_p, 1))
+    llama.llama_sampler_chain_add(chain, llama.llama_sampler_init_dist((item.seed * 64 + part) & 0xFFFFFFFF))
+    return chain
 
 
 def newline(model: Any) -> int:

@@ -8,6 +8,7 @@ nothing of models, rounds or ratios.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import resource
@@ -23,6 +24,28 @@ from typing import Any, Protocol
 Facts = dict[str, Any]
 
 
+class CutOff(Exception):
+    """An item has had its time. Raised by ``Meter.add``; a side lets it pass, and is ready for another item."""
+
+
+@dataclass
+class Meter:
+    """Counts tokens as they are written, so that an item which takes too long ends with a rate all the same."""
+
+    tokens: int = 0
+    deadline: float = math.inf  # of time.perf_counter
+
+    def add(self, tokens: int) -> None:
+        """So many more are written; none, to ask only whether time is left.
+
+        Raises:
+            CutOff: it is not.
+        """
+        self.tokens += tokens
+        if time.perf_counter() > self.deadline:
+            raise CutOff
+
+
 @dataclass(frozen=True)
 class Item:
     """One piece of work.
@@ -30,7 +53,8 @@ class Item:
     ``sample``: ``n`` completions of ``new_tokens`` tokens. ``search``: ``steps`` steps of ``step_tokens`` tokens of
     ``n`` beams, of which a quarter, drawn at random, is kept and expanded by four after each step but the last.
     ``score``: the same, but a verifier scores every step and the best quarter is kept. Ends of sequence are ignored,
-    so that every side writes the same number of tokens.
+    so that every side writes the same number of tokens. ``serve``: ``steps`` requests at once to a server, of ``n``
+    completions of ``new_tokens`` tokens each. An item ends after ``limit`` seconds, whatever it has reached.
     """
 
     workload: str
@@ -43,6 +67,8 @@ class Item:
     temperature: float
     top_p: float
     seed: int
+    limit: float = math.inf
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def keep(self) -> int:
@@ -59,10 +85,14 @@ class Item:
 
 @dataclass
 class Count:
-    """What a side did: tokens written, and whatever else is worth keeping, in ``extra``."""
+    """What a side did: tokens written, and whatever else is worth keeping, in ``extra``.
+
+    ``measured`` replaces what ``serve`` measures of this process, where other processes did the work.
+    """
 
     tokens: int
     extra: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 class Side(Protocol):
@@ -97,7 +127,7 @@ class Beams(Protocol):
 
 
 def drive(item: Item, beams: Beams) -> Count:
-    """Run an item on a peer's beams."""
+    """Run an item on a peer's beams, which count their tokens on the item's meter."""
     rng, clock = random.Random(item.seed), Stopwatch()
     with clock("policy_seconds"):
         beams.start(item.prompt, item.n)
@@ -132,9 +162,9 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
 
 
-def memory() -> dict[str, int]:
-    """Bytes of this process in memory: now, and the most since the last ``forget_peak``."""
-    status = Path("/proc/self/status")
+def memory(process: str = "self") -> dict[str, int]:
+    """Bytes of a process in memory: now, and the most since the last ``forget_peak``."""
+    status = Path(f"/proc/{process}/status")
     if not status.exists():
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"rss": 0, "peak_rss": most * (1 if sys.platform == "darwin" else 1024)}
@@ -144,10 +174,10 @@ def memory() -> dict[str, int]:
     }
 
 
-def forget_peak() -> None:
+def forget_peak(process: str = "self") -> None:
     """Start the peak of ``memory`` anew where the system lets a process do so."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path(f"/proc/{process}/clear_refs").write_text("5")
     except OSError:
         return
 
@@ -182,6 +212,11 @@ def _run(side: Side, request: Facts) -> Facts:
     side.prepare(item)
     forget_peak()
     wall, cpu = time.perf_counter(), time.process_time()
-    count = side.run(item)
+    item.meter.deadline = wall + item.limit
+    try:
+        count, cut_off = side.run(item), False
+    except CutOff:
+        count, cut_off = Count(item.meter.tokens), True
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"seconds": wall, "cpu_seconds": cpu, "tokens": count.tokens, "extra": count.extra} | memory()
+    done = {"seconds": wall, "cpu_seconds": cpu, "tokens": count.tokens, "extra": count.extra}
+    return done | memory() | {"cut_off": cut_off} | count.measured

@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
@@ -54,6 +56,17 @@ class TransformersSide:
         return drive(item, beams)
 
 
+class Watch(StoppingCriteria):
+    """Tells the meter of every token that ``generate`` wrote; it stops nothing itself."""
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        self.item.meter.add(len(input_ids))
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
 class SubmittedBeams:
     """Whole sequences are handed over at every step and nothing is kept between steps."""
 
@@ -77,6 +90,7 @@ class SubmittedBeams:
             min_new_tokens=tokens,
             eos_token_id=None,
             pad_token_id=0,
+            stopping_criteria=StoppingCriteriaList([Watch(self.item)]),
         )
         assert self.paths.shape[1] == before + tokens
         self.step = self.paths[:, before:]
@@ -84,7 +98,7 @@ class SubmittedBeams:
     def score(self) -> list[float]:
         assert self.verifier is not None
         self.read = torch.cat([self.read, self.verifier.closed(self.step)], dim=1)
-        return self.verifier.full(self.read)
+        return self.verifier.full(self.read, lambda: self.item.meter.add(0))
 
     def select(self, parents: list[int]) -> None:
         self.paths, self.read = self.paths[parents], self.read[parents]
@@ -94,7 +108,7 @@ class CachedBeams:
     """The prompt is read once; keys and values of every beam stay, one copy a beam."""
 
     def __init__(self, policy: Any, verifier: Verifier | None, item: Item) -> None:
-        self.policy, self.verifier = policy, verifier
+        self.policy, self.verifier, self.meter = policy, verifier, item.meter
         self.warp = LogitsProcessorList(
             [TemperatureLogitsWarper(item.temperature), TopPLogitsWarper(item.top_p)]
         )
@@ -118,6 +132,7 @@ class CachedBeams:
             weights = self.warp(None, self.logits.float()).softmax(-1)
             self.last = torch.multinomial(weights, 1)
             new.append(self.last)
+            self.meter.add(len(self.last))
         self.step = torch.cat(new, dim=1)
 
     def score(self) -> list[float]:

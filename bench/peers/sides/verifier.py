@@ -5,6 +5,8 @@ For the sides whose environment has transformers. It knows nothing of policies o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
@@ -22,9 +24,12 @@ class Verifier:
         """Steps [n, tokens] with the separator behind them."""
         return torch.cat([steps, torch.tensor([self.separator] * len(steps))], dim=1)
 
-    def full(self, paths: torch.Tensor) -> list[float]:
+    def full(self, paths: torch.Tensor, on_batch: Callable[[], None]) -> list[float]:
         """Scores after the last token of whole paths [n, tokens], read from their beginnings."""
-        logits = [self.model(part, use_cache=False).logits[:, -1] for part in paths.split(BATCH)]
+        logits = []
+        for part in paths.split(BATCH):
+            logits.append(self.model(part, use_cache=False).logits[:, -1])
+            on_batch()
         return good(torch.cat(logits))
 
 

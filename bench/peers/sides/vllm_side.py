@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
 
-from side import Count, Facts, Item, drive, serve
+from side import Count, CutOff, Facts, Item, Meter, drive, serve
 
 CONTEXT = 2048  # most tokens of a path
 
@@ -32,6 +33,8 @@ class VllmSide:
             "max_model_len": CONTEXT,
         }
         self.llm = vllm.LLM(model["policy"], seed=0, **common)
+        self.meter = Meter()
+        self._count_tokens()
         if "score" in workloads:
             from verifier import Verifier
 
@@ -56,7 +59,25 @@ class VllmSide:
             self.classifier.reset_prefix_cache()
 
     def run(self, item: Item) -> Count:
-        return drive(item, SubmittedBeams(self, item))
+        self.meter = item.meter
+        try:
+            return drive(item, SubmittedBeams(self, item))
+        except CutOff:
+            engine = self.llm.llm_engine
+            engine.abort_request(list(engine.output_processor.request_states), internal=True)
+            raise
+
+    def _count_tokens(self) -> None:
+        """The meter hears of the tokens of every step as the core of the engine hands them over."""
+        core = self.llm.llm_engine.engine_core
+        get_output = core.get_output
+
+        def counted() -> Any:
+            outputs = get_output()
+            self.meter.add(sum(len(output.new_token_ids) for output in outputs.outputs))
+            return outputs
+
+        core.get_output = counted
 
 
 class SubmittedBeams:
@@ -88,9 +109,11 @@ class SubmittedBeams:
         self.read = torch.cat([self.read, side.verifier.closed(torch.tensor(self.steps))], dim=1)
         if self.item.mode == "resubmit+full":
             with torch.inference_mode():
-                return list(side.verifier.full(self.read))
+                return list(side.verifier.full(self.read, lambda: self.item.meter.add(0)))
         prompts = [{"prompt_token_ids": path} for path in self.read.tolist()]
-        return [output.outputs.probs[1] for output in side.classifier.classify(prompts, use_tqdm=False)]
+        found = side.classifier.classify(prompts, use_tqdm=False)
+        self.item.meter.add(0)
+        return [output.outputs.probs[1] for output in found]
 
     def select(self, parents: list[int]) -> None:
         self.paths = [self.paths[parent] for parent in parents]

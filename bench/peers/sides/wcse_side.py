@@ -6,15 +6,17 @@ A tree search is a strategy like any other, run by the driver that ``wcse solve`
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
-from side import Count, Facts, Item, serve
+from side import Count, CutOff, Facts, Item, Meter, serve
 
 from wcse import _core
 from wcse.engine.driver import Driver, Job, Scorer
+from wcse.engine.engine import Engine
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import load_model
@@ -35,9 +37,11 @@ class WcseSide:
         if "score" in workloads:
             self.scorer = load_prm(model["prm"], kv_memory=KV_GIB)
         self.done = 0
+        self.meter = Meter()
+        count_rows(self.llm.engine, lambda rows: self.meter.add(rows))
         return {
             "versions": {name: version(name) for name in ("wcse", "torch")},
-            "dtype": precision,
+            "dtype": Path(model["path"]).stem if precision == "gguf" else precision,
             "isa": _core.cpu_isa(),
             "modes": {"sample": ["tree"], "search": ["tree"], "score": ["tree"]},
         }
@@ -47,6 +51,7 @@ class WcseSide:
 
     def run(self, item: Item) -> Count:
         self.done += 1
+        self.meter = item.meter
         return self._sample(item) if item.workload == "sample" else self._search(item)
 
     def _sample(self, item: Item) -> Count:
@@ -81,7 +86,12 @@ class WcseSide:
             return quarter(root, item, scored)
 
         job = Job(f"item {self.done}", item.prompt, text, strategy, item.seed)
-        (outcome,) = driver.run([job])
+        try:
+            (outcome,) = driver.run([job])
+        except CutOff:
+            for root in {row.growth.root for row in self.llm.engine.rows}:
+                driver.abort(root)
+            raise
         extra = {
             "policy_tokens": float(outcome.policy.policy_computed),
             "policy_seconds": outcome.policy.seconds,
@@ -90,6 +100,17 @@ class WcseSide:
             read = outcome.verifier
             extra |= {"verifier_tokens": float(read.prm_computed), "verifier_seconds": read.seconds}
         return Count(sum(len(node.token_ids) for node in outcome.nodes.values()), extra)
+
+
+def count_rows(engine: Engine, add: Callable[[int], None]) -> None:
+    """``add`` is told after every step how many rows wrote a token."""
+    step = engine.step
+
+    def counted() -> None:
+        step()
+        add(len(engine.rows))
+
+    engine.step = counted  # type: ignore[method-assign]
 
 
 def quarter(root: Node, item: Item, scored: bool) -> Search:
