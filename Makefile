@@ -4,8 +4,8 @@
 # make family  trains the larger siblings for it, 3 and 10 times the size; hours
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
-# make storm  hostile clients against the server: broken bodies, vanishing clients
-# make test-compat   runs lm-eval, inspect, TRL, its_hub and distilabel against us, in an environment of their own
+# make storm  100,000 broken requests and 10,000 vanishing clients against the server; half an hour
+# make test-compat   runs lm-eval, inspect, TRL, its_hub, distilabel and Ray against us, in an environment of their own
 # make test-ray      data runs over a local Ray cluster with workers killed; fetches Ray (240 MB)
 # make test-gpu, bench-gpu   on a machine with a GPU: its tests, and kernels beside their peers; fetch nothing
 # make fuzz   the KV tree and the thread pool under sanitizers
@@ -57,7 +57,7 @@ test-ray: setup
 	$(BIN)/python -m pytest tests/test_ray.py
 
 storm: setup
-	$(BIN)/python tests/serve_storms.py 100000 10000
+	$(BIN)/python tests/serve_storms.py 100000 10000 --out bench/results/serve-storm.json
 
 lint: setup
 	$(BIN)/ruff format --check .

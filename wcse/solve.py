@@ -14,7 +14,7 @@ import torch
 
 from wcse.answers import MathPool
 from wcse.budget import Account, Budget
-from wcse.data.fingerprint import fingerprint_path
+from wcse.data.fingerprint import fingerprint_models, fingerprint_path
 from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
@@ -22,11 +22,11 @@ from wcse.engine.engine import Engine
 from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
-from wcse.models.load import LoadedModel, find_model, load_model
-from wcse.optimal.policy_file import load_choices
+from wcse.models.load import LoadedModel, load_model
+from wcse.optimal.policy_file import read_policy
 from wcse.progress import Progress
 from wcse.prompts import render_problem, stop_strings
-from wcse.recipe import OWN, SHARED, Recipe
+from wcse.recipe import Recipe
 from wcse.reward.generative import GenerativePRM
 from wcse.reward.load import load_verifier
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
@@ -212,26 +212,18 @@ def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:
     """The config with the table of the policy file, which must be one for the recipe's models."""
     assert recipe.strategy_policy is not None
     models = {"policy": recipe.policy, "prm": recipe.prm}
-    choices = load_choices(
-        recipe.strategy_policy, config.n, config, names=models, inputs=fingerprint_models(recipe)
-    )
-    return replace(config, choices=choices)
+    policy = read_policy(recipe.strategy_policy, names=models, inputs=fingerprint_models(models))
+    return replace(config, choices=policy.choices(config.n, config))
 
 
-def fingerprint_models(recipe: Recipe) -> dict[str, str]:
+def fingerprint_inputs(recipe: Recipe) -> dict[str, str]:
     """Fingerprints of the recipe's models and examples on this machine, keys "policy", "prm" and "few_shot".
 
     Raises:
         WcseError: one of them cannot be found.
     """
-    names = {"policy": recipe.policy, "prm": recipe.prm}
     examples = {"few_shot": fingerprint_path(shots_path(recipe.few_shot))} if recipe.few_shot else {}
-    return examples | {
-        field: fingerprint_path(find_model(name))
-        for field, name in names.items()
-        # A shared head lies in the policy's folder; a measure of the policy needs no file.
-        if name is not None and name != SHARED and not name.startswith(OWN)
-    }
+    return examples | fingerprint_models({"policy": recipe.policy, "prm": recipe.prm})
 
 
 def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:
