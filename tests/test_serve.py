@@ -345,7 +345,7 @@ def test_tokens_in_tokens_out(live: Live, model: LoadedModel) -> None:
 NUMERIC = {
     "n": (0, -1, 2**31, 2**63, 1.5),
     "best_of": (0, -1, 2**63),
-    "max_tokens": (0, -1, 1.5),
+    "max_tokens": (0, -1, 1.5, 2**63),
     "min_tokens": (-1, 2**63),
     "temperature": (-1, 2.1, 1e300, 2**70),
     "top_p": (0, -1, 1.1, 10**400),

@@ -183,7 +183,7 @@ class SamplingParams:
             _integer("best_of", self.best_of, self.n, MAX_N)
         _integer("top_k", self.top_k, -1, 2**31 - 1)
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1)
+            _integer("max_tokens", self.max_tokens, 1, 2**63 - 1)
         _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**63 - 1)
