@@ -449,5 +449,5 @@ def test_structured_outputs(model: LoadedModel) -> None:
 
 
 def test_too_little_memory_is_refused(model: LoadedModel) -> None:
-    with pytest.raises(WcseError, match="kv_memory=.*holds 0 pages"):
+    with pytest.raises(WcseError, match=r"kv_memory=.*holds 0 pages"):
         LLM(model, kv_memory=1e-6)

@@ -15,7 +15,7 @@ import torch
 
 from wcse.answers import MathPool
 from wcse.budget import Account, Budget
-from wcse.data.fingerprint import fingerprint_path
+from wcse.data.fingerprint import fingerprint_models, fingerprint_path
 from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
@@ -27,14 +27,13 @@ from wcse.flops import ModelCost
 from wcse.models.load import (
     LoadedModel,
     dtype_on,
-    find_model,
     kv_dtype_on,
     load_model,
     on_gpu,
     read_config,
     read_spec,
 )
-from wcse.optimal.policy_file import load_choices
+from wcse.optimal.policy_file import read_policy
 from wcse.progress import Progress
 from wcse.prompts import render_problem, stop_strings
 from wcse.recipe import OWN, SHARED, Recipe
@@ -267,26 +266,18 @@ def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:
     """The config with the table of the policy file, which must be one for the recipe's models."""
     assert recipe.strategy_policy is not None
     models = {"policy": recipe.policy, "prm": recipe.prm}
-    choices = load_choices(
-        recipe.strategy_policy, config.n, config, names=models, inputs=fingerprint_models(recipe)
-    )
-    return replace(config, choices=choices)
+    policy = read_policy(recipe.strategy_policy, names=models, inputs=fingerprint_models(models))
+    return replace(config, choices=policy.choices(config.n, config))
 
 
-def fingerprint_models(recipe: Recipe) -> dict[str, str]:
+def fingerprint_inputs(recipe: Recipe) -> dict[str, str]:
     """Fingerprints of the recipe's models and examples on this machine, keys "policy", "prm" and "few_shot".
 
     Raises:
         WcseError: one of them cannot be found.
     """
-    names = {"policy": recipe.policy, "prm": recipe.prm}
     examples = {"few_shot": fingerprint_path(shots_path(recipe.few_shot))} if recipe.few_shot else {}
-    return examples | {
-        field: fingerprint_path(find_model(name))
-        for field, name in names.items()
-        # A shared head lies in the policy's folder; a measure of the policy needs no file.
-        if name is not None and name != SHARED and not name.startswith(OWN)
-    }
+    return examples | fingerprint_models({"policy": recipe.policy, "prm": recipe.prm})
 
 
 def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:

@@ -11,7 +11,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wcse.cli import audit, bench, experiment, optimal, plan, plot, prm, prm_train, serve, solve, synth, train
+from wcse.cli import (
+    audit,
+    bench,
+    experiment,
+    optimal,
+    plan,
+    plot,
+    prm,
+    prm_train,
+    serve,
+    solve,
+    synth,
+    train,
+    versus,
+)
 from wcse.cli import eval as evaluation
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
@@ -23,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     *serve.COMMANDS,
     *evaluation.COMMANDS,
     *optimal.COMMANDS,
+    *versus.COMMANDS,
     *plot.COMMANDS,
     *synth.COMMANDS,
     *train.COMMANDS,

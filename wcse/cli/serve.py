@@ -69,6 +69,10 @@ _SERVE = (
         {"metavar": "R", "help": "verifier for searches: a model, or 'shared' for the policy's own head"},
     ),
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
+    (
+        "strategy-policy",
+        {"metavar": "FILE", "help": "policy file of wcse optimal, for the models NAME@auto-2x"},
+    ),
     ("device", {"metavar": "D", "help": "cpu or cuda (default cpu)"}),
     ("dtype", {"metavar": "T", "help": "float32, bfloat16 or float16 (default: float32; bfloat16 on a GPU)"}),
     ("kv-cache-dtype", {"metavar": "T", "help": "keys and values: auto, float16; on a GPU fp8"}),

@@ -120,9 +120,9 @@ def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -
 
 def _models(recipe: Recipe) -> dict[str, str]:
     """Fingerprints of the models and of the policy file; a missing one is an error before anything is written."""
-    from wcse.solve import fingerprint_models
+    from wcse.solve import fingerprint_inputs
 
-    prints = fingerprint_models(recipe)
+    prints = fingerprint_inputs(recipe)
     if recipe.strategy_policy:
         prints["strategy_policy"] = _fingerprint_file(recipe.strategy_policy)
     return prints
