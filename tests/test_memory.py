@@ -107,26 +107,45 @@ def test_a_page_that_moves_gives_its_memory_back(policy: LoadedModel) -> None:
     memory = Memory(pages(policy, 20))
     first, second = (Runner(policy.decoder, memory=memory) for _ in range(2))
 
-    def read(runner: Runner, count: int) -> Span:
-        span = Span(None, list(range(3, 3 + count)))
-        span.closed = True
-        work = runner.begin()
-        assert runner.store(work, span, count)
-        runner.run(work)
-        memory.check()
-        return span
-
-    span = read(first, 300)
+    span = _read(first, 300)
     used = first.tree.pages(span.kv)
     assert first.pool.k[0][int(used[0])].abs().sum() > 0
     second.begin()
     assert second.room <= 1
     first.release(span)
-    other = read(second, 300)
+    other = _read(second, 300)
     assert first.lent >= 19
     assert all(not first.pool.v[0][int(page)].any() for page in used[1:-1])  # they read as zeros again
     assert memory.evict(first, 19, [])  # idle on the other side
     assert other.kv < 0
+
+
+def test_places_for_tokens_ahead_are_granted_and_given_back(policy: LoadedModel) -> None:
+    memory = Memory(pages(policy, 20))
+    first, second = (Runner(policy.decoder, memory=memory) for _ in range(2))
+    second.release(_read(second, 300))  # its pages hold nothing, and are its own
+    parent = _read(first, 20)
+    rows = [Span(parent, [5]), Span(parent, [6])]
+    first.begin()
+    before = first.room
+    assert before == 18 and memory.free < 6 * first.page_bytes
+    first.store_ahead(rows, 40)
+    memory.check()
+    assert first.refresh_room() == before - 6  # 40 places each
+    first.settle_ahead(rows, 40, [list(range(3, 43)), [7]])
+    memory.check()
+    assert [row.n_kv for row in rows] == [40, 1] and [len(row.tokens) for row in rows] == [41, 2]
+    assert first.refresh_room() == before - 4
+
+
+def _read(runner: Runner, count: int) -> Span:
+    span = Span(None, list(range(3, 3 + count)))
+    span.closed = True
+    work = runner.begin()
+    assert runner.store(work, span, count)
+    runner.run(work)
+    runner.memory.check()
+    return span
 
 
 def test_a_memory_that_holds_nothing_is_refused(policy: LoadedModel) -> None:
