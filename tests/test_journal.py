@@ -205,8 +205,15 @@ CHANGES: dict[str, object] = {
     "system_prompt": "Be brief.",
     "few_shot": "grade_school",
     "kv_cache_dtype": "float16",
+    "dtype": "float32",
 }
-RUNTIME: dict[str, object] = {"batch_size": 3, "kv_memory_gb": 1.0, "threads": 1, "out": "elsewhere"}
+RUNTIME: dict[str, object] = {
+    "batch_size": 3,
+    "kv_memory_gb": 1.0,
+    "device": "cuda",
+    "threads": 1,
+    "out": "elsewhere",
+}
 
 
 NOT_ALONE = ("strategy_policy", "prm_quantization", "few_shot_k")  # they need another field
