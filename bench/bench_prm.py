@@ -157,8 +157,8 @@ def test_incremental_beside_full_rescoring(benchmark: Any, shape: str, tmp_path:
     }
 
 
-def paths(count: int, depth: int) -> list[Node]:
-    """Ends of as many paths of ``depth`` scored steps; each has a sibling for every fourth of them."""
+def beam(count: int, depth: int) -> list[Node]:
+    """Ends of as many paths of ``depth`` scored steps, four below each step before the last."""
     rng, ends = random.Random(0), list[Node]()
     for i in range(count):
         node = ends[-1].parent if i % 4 else None
@@ -173,15 +173,15 @@ def paths(count: int, depth: int) -> list[Node]:
 def test_share_of_a_policy_step(benchmark: Any) -> None:
     """Shared head and selection beside a step of 256 rows of a Qwen2.5-0.5B-shaped policy.
 
-    A row ends a step every 46 tokens, so six are scored in a step, and a beam of 256 is selected once in 46 steps.
-    ``select`` is what beam search does (texts compared, 64 of 256 kept); ``top_k`` is torch's for the same values, with
-    the tensor that it would need.
+    A row ends a step every 46 tokens, so six are scored in a step, and 64 of 256 beams are selected once in 46 steps.
+    ``distinct`` compares texts and ``rank`` sorts, as beam search does; ``top_k`` is torch's in place of ``rank``, with
+    the tensor that it needs.
     """
     width = 896
     sizes = (width, 256, 1)
     head = Head([(torch.randn(n, k), torch.zeros(n)) for k, n in pairwise(sizes)])
     hidden = torch.randn(ROWS, width)
-    ends = paths(ROWS, DEPTH)
+    ends = beam(ROWS, DEPTH)
     nodes, rows = ends[::4][:6], range(0, ROWS, ROWS // 6)[:6]
 
     def score() -> list[float]:
@@ -189,16 +189,22 @@ def test_share_of_a_policy_step(benchmark: Any) -> None:
             node.summed = None
         return head.score_nodes(hidden, nodes, rows)
 
-    def select() -> list[Node]:
-        live = distinct(ends)
-        return ranked(live, {node.path: aggregate(node.path_scores, "prod") for node in live})[: ROWS // 4]
+    def values() -> dict[tuple[int, ...], float]:
+        return {node.path: aggregate(node.path_scores, "prod") for node in ends}
 
-    def top_k() -> list[int]:
-        values = torch.tensor([aggregate(node.path_scores, "prod") for node in ends])
-        return values.topk(ROWS // 4).indices.tolist()
+    worth = values()
+
+    def rank() -> list[Node]:
+        return ranked(ends, worth)[: ROWS // 4]
+
+    def top_k() -> list[Node]:
+        places = (
+            torch.tensor([worth[node.path] for node in ends], dtype=torch.float64).topk(ROWS // 4).indices
+        )
+        return [ends[place] for place in places.tolist()]
 
     assert len(score()) == 6 and all(node.summed for node in nodes)
-    assert len(select()) == len(top_k()) == ROWS // 4
+    assert rank() == top_k()
     if benchmark.disabled:
         return
     decoder = qwen_shape(layers=24)
@@ -207,12 +213,13 @@ def test_share_of_a_policy_step(benchmark: Any) -> None:
     def step() -> torch.Tensor:
         return decoder.logits(decoder.forward(batch, pool))
 
-    seconds = alternate({"step": step, "score": score, "select": select, "top_k": top_k}, 5)
+    sides = {"step": step, "score": score, "values": values, "rank": rank, "top_k": top_k}
+    seconds = alternate(sides | {"distinct": lambda: distinct(ends)}, 5)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     benchmark.extra_info |= {f"{name}_seconds": value for name, value in medians.items()}
     benchmark.extra_info |= {
         "score_share": medians["score"] / medians["step"],
-        "select_share": medians["select"] / (46 * medians["step"]),
+        "selection_share": sum(medians[n] for n in ("values", "rank", "distinct")) / (46 * medians["step"]),
         "threads": torch.get_num_threads(),
     }
     benchmark.pedantic(score, rounds=3)

@@ -257,9 +257,9 @@ def path_scores(scores: Tensor, known: Tensor, above: Tensor) -> Tensor:
     paths = list(known.double())
     empty = torch.tensor(PathScores(), dtype=torch.float64, device=scores.device)
     for score, place in zip(scores.double(), above.tolist(), strict=True):
-        _, least, logs, total, count = paths[place] if place >= 0 else empty
+        _, least, logs, total, steps = paths[place] if place >= 0 else empty
         paths.append(
-            torch.stack([score, torch.minimum(least, score), logs + score.log(), total + score, count + 1])
+            torch.stack([score, torch.minimum(least, score), logs + score.log(), total + score, steps + 1])
         )
     return torch.stack(paths[len(known) :]) if len(scores) else known.double()[:0]
 

@@ -59,13 +59,13 @@ class PathScores(NamedTuple):
     logs: float = 0.0
     """Sum of the natural logarithms: -inf after a zero, NaN after a negative score."""
     total: float = 0.0
-    count: float = 0.0
+    steps: float = 0.0
 
     def then(self, score: float) -> PathScores:
         """The same path with one more step."""
         least = self.least if self.least <= score or math.isnan(self.least) else score
         log = math.log(score) if score > 0 else -math.inf if score == 0 else math.nan
-        return PathScores(score, least, self.logs + log, self.total + score, self.count + 1)
+        return PathScores(score, least, self.logs + log, self.total + score, self.steps + 1)
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)

@@ -17,7 +17,7 @@ AGGREGATIONS: dict[str, Callable[[PathScores], float]] = {
     "last": lambda path: path.last,
     "min": lambda path: path.least,
     "prod": lambda path: _exp(path.logs),
-    "mean": lambda path: path.total / path.count,
+    "mean": lambda path: path.total / path.steps,
 }
 
 
@@ -42,7 +42,7 @@ def aggregate(scores: PathScores | Sequence[float], how: str) -> float:
     if how not in AGGREGATIONS:
         raise WcseError(f"agg_strategy={how!r} is unknown; use one of {', '.join(AGGREGATIONS)}")
     path = scores if isinstance(scores, PathScores) else reduce(PathScores.then, scores, PathScores())
-    return AGGREGATIONS[how](path) if path.count else math.nan
+    return AGGREGATIONS[how](path) if path.steps else math.nan
 
 
 def rank_key(score: float, path: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:

@@ -56,7 +56,7 @@ void token_logprobs(const float* logits, const int32_t* tokens, float* out, int6
 
 // What the aggregations need of the scores along a path.
 struct PathScores {
-    double last, least, logs, total, count;
+    double last, least, logs, total, steps;
 };
 
 struct ScoreArgs {

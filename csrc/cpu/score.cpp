@@ -13,7 +13,7 @@ namespace {
 
 PathScores then(const PathScores& path, double score) {
     const double least = path.least <= score || std::isnan(path.least) ? path.least : score;
-    return {score, least, path.logs + std::log(score), path.total + score, path.count + 1};
+    return {score, least, path.logs + std::log(score), path.total + score, path.steps + 1};
 }
 
 void check(const ScoreArgs& g) {

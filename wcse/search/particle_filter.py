@@ -48,7 +48,7 @@ def increment(old: Node, new: Node, potential: str, aggregation: str) -> float:
         return 0.0
     if potential == "ratio":
         paths = (node.path_scores for node in (old, new))
-        before, after = (aggregate(path, aggregation) if path.count else 1.0 for path in paths)
+        before, after = (aggregate(path, aggregation) if path.steps else 1.0 for path in paths)
         factor = after / max(before, 1e-7)
     else:
         steps = [step.score for step in new.steps()[len(old.path) :] if step.score is not None]
