@@ -26,6 +26,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForTokenClassification
 from wcse import zoo
 from wcse.engine.engine import Root
 from wcse.engine.params import SamplingParams, StepRule
+from wcse.kernels import ops
 from wcse.reward.head import Head
 from wcse.reward.load import load_prm
 from wcse.reward.scorer import SeparatePRM
@@ -174,8 +175,8 @@ def test_share_of_a_policy_step(benchmark: Any) -> None:
     """Shared head and selection beside a step of 256 rows of a Qwen2.5-0.5B-shaped policy.
 
     A row ends a step every 46 tokens, so six are scored in a step, and 64 of 256 beams are selected once in 46 steps.
-    ``distinct`` compares texts and ``rank`` sorts, as beam search does; ``top_k`` is torch's in place of ``rank``, with
-    the tensor that it needs.
+    ``distinct`` compares texts and ``rank`` sorts, as beam search does; ``top_k`` is the native op in its
+    place, with the tensors that it needs.
     """
     width = 896
     sizes = (width, 256, 1)
@@ -198,10 +199,9 @@ def test_share_of_a_policy_step(benchmark: Any) -> None:
         return ranked(ends, worth)[: ROWS // 4]
 
     def top_k() -> list[Node]:
-        places = (
-            torch.tensor([worth[node.path] for node in ends], dtype=torch.float64).topk(ROWS // 4).indices
-        )
-        return [ends[place] for place in places.tolist()]
+        scores = torch.tensor([worth[node.path] for node in ends])
+        bounds = torch.tensor([0, ROWS], dtype=torch.int32)
+        return [ends[i] for i in ops.group_top_k(scores, bounds, ROWS // 4, largest_group=ROWS)[0].tolist()]
 
     assert len(score()) == 6 and all(node.summed for node in nodes)
     assert rank() == top_k()

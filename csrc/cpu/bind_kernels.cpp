@@ -106,6 +106,11 @@ void score_steps(Address hidden, Address rows, const std::vector<Layer>& layers,
                       steps});
 }
 
+void group_top_k(Address scores, Address bounds, Address out, int64_t n_scores, int64_t groups, int64_t k) {
+    py::gil_scoped_release release;
+    cpu::group_top_k({at(scores), n_scores, at<const int32_t>(bounds), groups, at<int32_t>(out), k});
+}
+
 double fma_peak(int threads, double seconds) {
     py::gil_scoped_release release;
     use_threads(threads);
@@ -138,6 +143,7 @@ void bind_kernels(py::module_& m) {
     m.def("sample", &sample);
     m.def("token_logprobs", &token_logprobs);
     m.def("score_steps", &score_steps);
+    m.def("group_top_k", &group_top_k);
 }
 
 }  // namespace wcse

@@ -75,6 +75,17 @@ struct ScoreArgs {
 // Gather, linear layers with ReLU between them, link, and the sums along each path. Rows do not see each other.
 void score_steps(const ScoreArgs& g);
 
+struct TopKArgs {
+    const float* scores;  // [n_scores]
+    int64_t n_scores;
+    const int32_t* bounds;  // [groups + 1]
+    int64_t groups;
+    int32_t* out;  // [groups][k]
+    int64_t k;
+};
+// Places of the k best scores[bounds[g] .. bounds[g + 1]) of every group; NaN last, lower places first, -1 where none.
+void group_top_k(const TopKArgs& g);
+
 // Floating-point operations per second of bare multiply-adds on every thread of the pool, each at its best within this
 // time.
 double fma_peak(double seconds);

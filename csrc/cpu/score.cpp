@@ -1,7 +1,9 @@
-// Step scores: gathered rows through a head of one or two outputs and a link, summed up along their paths.
+// Step scores: gathered rows through a head of one or two outputs and a link, summed up along their paths; the best of
+// each group of scores.
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -57,6 +59,27 @@ void score_steps(const ScoreArgs& g) {
                                 : above < g.n_known ? g.known[above]
                                                     : g.out[above - g.n_known];
         g.out[s] = then(path, score);
+    }
+}
+
+void group_top_k(const TopKArgs& g) {
+    for (int64_t i = 0; i <= g.groups; i++)
+        if (g.bounds[i] < (i ? g.bounds[i - 1] : 0) || g.bounds[i] > g.n_scores)
+            throw std::invalid_argument("bounds[" + std::to_string(i) + "]=" + std::to_string(g.bounds[i]) +
+                                        " does not lie between the one before and the " + std::to_string(g.n_scores) +
+                                        " scores");
+    const auto better = [scores = g.scores](int32_t a, int32_t b) {
+        const float x = scores[a], y = scores[b];
+        if (std::isnan(x) != std::isnan(y)) return std::isnan(y);
+        return x > y || (!(x < y) && a < b);
+    };
+    std::vector<int32_t> places;
+    for (int64_t i = 0; i < g.groups; i++) {
+        places.resize(static_cast<size_t>(g.bounds[i + 1] - g.bounds[i]));
+        std::iota(places.begin(), places.end(), g.bounds[i]);
+        const auto kept = std::min(g.k, static_cast<int64_t>(places.size()));
+        std::partial_sort(places.begin(), places.begin() + kept, places.end(), better);
+        std::fill_n(std::copy_n(places.begin(), kept, g.out + i * g.k), g.k - kept, -1);
     }
 }
 

@@ -122,9 +122,23 @@ def group_top_k(
     Returns:
         int32 [groups, k]: places in ``scores``, best first, lower places first among equals; -1 where a group has
         fewer than k.
+
+    Raises:
+        WcseError: a number or (on the CPU) a bound is out of range.
     """
     if k < 1 or not 1 <= largest_group <= 65536:
         raise WcseError(f"k={k}, largest_group={largest_group}; expected at least 1, and 1 to 65536")
-    if pick(backend, scores) != "triton":
+    kind = pick(backend, scores)
+    if kind == "triton":
+        return triton_ops().group_top_k(scores, bounds, k, largest_group=largest_group)
+    if kind == "torch":
         return reference.group_top_k(scores, bounds, k)
-    return triton_ops().group_top_k(scores, bounds, k, largest_group=largest_group)
+    groups = len(bounds) - 1
+    check("scores", scores, F32, (len(scores),))
+    check("bounds", bounds, I32, (groups + 1,))
+    out = torch.empty((groups, k), dtype=torch.int32)
+    try:
+        _core.group_top_k(scores.data_ptr(), bounds.data_ptr(), out.data_ptr(), len(scores), groups, k)
+    except ValueError as error:  # bounds that do not fit
+        raise WcseError(str(error)) from None
+    return out

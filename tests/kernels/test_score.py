@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial, reduce
+from itertools import accumulate
 
 import pytest
 import torch
@@ -101,6 +102,17 @@ def test_a_product_too_small_for_single_precision_keeps_its_rank() -> None:
     assert 0 < low < high < 1e-90
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.lists(SCORES | st.just(-0.0), max_size=9), min_size=1, max_size=4), st.integers(1, 6))
+def test_the_best_of_groups(groups: list[list[float]], k: int) -> None:
+    scores = torch.tensor([x for group in groups for x in group])
+    bounds = torch.tensor([0, *accumulate(map(len, groups))], dtype=torch.int32)
+    found, expected = (
+        ops.group_top_k(scores, bounds, k, largest_group=9, backend=backend) for backend in ("cpp", "torch")
+    )
+    assert found.tolist() == expected.tolist()
+
+
 def test_extremes_stay_finite_and_ordered() -> None:
     layers = [(ops.pack_linear(torch.tensor([[-1.0], [1.0]])), None)]
     z = torch.tensor([[-300.0], [-40.0], [-20.0], [0.0], [8.0]])
@@ -122,6 +134,11 @@ def test_what_does_not_fit_is_refused() -> None:
         ops.score_steps(
             hidden, torch.tensor([0, 0], dtype=torch.int32), head([8, 2]), above=torch.tensor([-1, 1]).int()
         )
+    for bounds in ([0, 4], [2, 1], [-1, 2]):
+        with pytest.raises(
+            WcseError, match=r"bounds\[[01]\]=-?\d does not lie between the one before and the 3 s"
+        ):
+            ops.group_top_k(torch.zeros(3), torch.tensor(bounds).int(), 1, largest_group=4)
     with pytest.raises(WcseError, match=r"known has dtype torch.float32"):
         ops.score_steps(hidden, torch.tensor([0]).int(), head([8, 2]), known=torch.zeros(1, 5))
     with pytest.raises(WcseError, match="layer 0 takes 9 columns and gets 8"):
