@@ -1,9 +1,12 @@
 # make demo   sets up .venv and solves real problems with the embedded models
 # make test   sets up .venv and runs the checks: formatting, types, tests
+# make headline  the small embedded model with search beside larger ones at equal FLOPs; under half an hour
+# make family  trains the larger siblings for it, 3 and 10 times the size; hours
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
-# make storm  hostile clients against the server: broken bodies, vanishing clients
-# make test-compat   runs lm-eval, inspect, TRL, its_hub and distilabel against us, in an environment of their own
+# make storm  100,000 broken requests and 10,000 vanishing clients against the server; half an hour
+# make test-compat   runs lm-eval, inspect, TRL, its_hub, distilabel and Ray against us, in an environment of their own
+# make test-ray      data runs over a local Ray cluster with workers killed; fetches Ray (240 MB)
 # make test-gpu, bench-gpu   on a machine with a GPU: its tests, and kernels beside their peers; fetch nothing
 # make fuzz   the KV tree and the thread pool under sanitizers
 # make campaign  10,000 killed data runs and 10^7 crash points of the journal; about an hour
@@ -14,10 +17,27 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt pyproject.toml constraints/cpu.txt
 
-.PHONY: demo test test-compat test-gpu storm lint bench bench-peers bench-gpu setup fuzz campaign clean
+.PHONY: demo headline family test test-ray test-compat test-gpu storm lint bench bench-peers bench-gpu setup fuzz campaign clean
 
 demo: setup
 	$(BIN)/wcse demo
+
+# Fresh problems: seeds that training never drew, others for the fit than for the verdict. Options go in HEADLINE,
+# larger models in LARGER, with commas between them; by default those that make family has made.
+comma := ,
+space := $(subst ,, )
+FAMILY := runs/zoo
+LARGER ?= $(subst $(space),$(comma),$(strip $(wildcard $(FAMILY)/tiny-se $(FAMILY)/tiny-xl)))
+HEADLINE ?=
+headline: setup
+	$(BIN)/wcse versus --policy tiny-wc --prm tiny-wc-prm $(if $(LARGER),--larger $(LARGER)) --larger-n 16 --n 64 \
+	  --fit gsm_symbolic:size=100,seed=20280000 --problems gsm_symbolic:size=120,seed=20290000 --budgets 8,16,32 \
+	  --strategy "beam_search,dvts,beam_search(n=64),dvts(n=64),lookahead_search(n=16),rebase(n=16),particle_filter(n=16),speculative_rejection(n=16),adaptive_vote(n=16),mcts(n=16)" \
+	  --max-tokens 256 --out runs/headline $(HEADLINE)
+
+family: setup
+	$(BIN)/python -m wcse.zoo.train_policy --size tiny-se --tokenizer wcse/zoo/tiny-wc --muon-lr 5e-3 --minutes 60 --out $(FAMILY)/tiny-se
+	$(BIN)/python -m wcse.zoo.train_policy --size tiny-xl --tokenizer wcse/zoo/tiny-wc --muon-lr 4e-3 --minutes 120 --out $(FAMILY)/tiny-xl
 
 test: setup lint
 	$(BIN)/python -m pytest
@@ -32,8 +52,12 @@ test-compat:
 	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt -r constraints/compat.txt
 	HF_HUB_OFFLINE=1 $(COMPAT)/bin/python -m pytest tests/compat
 
+test-ray: setup
+	$(BIN)/python -m pip install --quiet -c constraints/cpu.txt -e '.[ray]' --no-build-isolation
+	$(BIN)/python -m pytest tests/test_ray.py
+
 storm: setup
-	$(BIN)/python tests/serve_storms.py 100000 10000
+	$(BIN)/python tests/serve_storms.py 100000 10000 --out bench/results/serve-storm.json
 
 lint: setup
 	$(BIN)/ruff format --check .

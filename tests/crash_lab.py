@@ -162,6 +162,7 @@ def main() -> int:
     tally = Tally()
     print(f"seed {args.seed}", flush=True)
     crash_points(args.points, args.seed, tally)
+    print(f"{tally.points} crash points done, {tally.faults} faults; now the kills", flush=True)
     killed_runs(args.kills, args.seed, tally)
     print(tally)
     return 1 if tally.faults else 0

@@ -33,7 +33,7 @@ def problem(index: int) -> Problem:
     return Problem(f"q{index}", f"What is question {index}?", "3")
 
 
-def record(index: int, strategy: str, recipe: Recipe, **policy: Any) -> SolveRecord:
+def record(index: int, strategy: str, recipe: Recipe, *, flops: bool = False, **policy: Any) -> SolveRecord:
     """One problem under one strategy; the gold answer is one of ``words`` equally likely ones."""
     spec = parse_strategy(strategy)
     entry, config = STRATEGIES[spec.name], spec.config(recipe.search_config)
@@ -46,18 +46,27 @@ def record(index: int, strategy: str, recipe: Recipe, **policy: Any) -> SolveRec
     )
     written = sum(len(node.token_ids) for node in nodes)
     prompt = len(root.token_ids)
-    ledger = Ledger(prompt + written, 0, written, prompt + written if entry.needs_prm else 0)
+    read = prompt + written if entry.needs_prm else 0
+    ledger = Ledger(prompt + written, 0, written, read)
+    if flops:
+        ledger += Ledger(policy_flops=2.0 * (prompt + written), prm_flops=2.0 * read)
     graded = Graded.of(problem(index), solutions, config.aggregation if entry.needs_prm else None, None)
     return graded.record(str(spec), selector=None, nodes=nodes, ledger=ledger, prompt_tokens=prompt)
 
 
 def write(
-    folder: Path, strategies: Sequence[str], problems: int = 12, *, keep: int | None = None, **options: Any
+    folder: Path,
+    strategies: Sequence[str],
+    problems: int = 12,
+    *,
+    keep: int | None = None,
+    flops: bool = False,
+    **options: Any,
 ) -> Path:
-    """A run directory with the first ``keep`` records (all by default)."""
+    """A run directory with the first ``keep`` records (all by default); ``flops``: 2 for each token read."""
     made = recipe(strategies=tuple(strategies), **options)
     names = tuple(problem(i).id for i in range(problems))
-    records = [record(i, name, made) for i in range(problems) for name in made.strategies]
+    records = [record(i, name, made, flops=flops) for i in range(problems) for name in made.strategies]
     with Journal.open(folder, Header(made.results(), {"problems": f"{problems:064x}"}, names)) as journal:
         for item in records[:keep]:
             journal.append(item)

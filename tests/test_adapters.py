@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from doc_examples import run_examples
@@ -17,14 +19,19 @@ from transformers import AutoModelForCausalLM
 
 from wcse import zoo
 from wcse.adapters.async_llm import AsyncLLM
+from wcse.adapters.ray_data import Completions
+from wcse.adapters.remote import LocalVerifier, RemoteSearch
 from wcse.adapters.rollouts import rollouts
 from wcse.adapters.trl_rollout import TrlRollout
+from wcse.adapters.vllm_shim import make_module
 from wcse.engine.driver import Driver, Job
 from wcse.engine.engine import Engine
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
-from wcse.reward.load import load_shared_head
+from wcse.prompts import render_chat
+from wcse.reward.load import load_prm, load_shared_head
+from wcse.reward.text import score_texts
 from wcse.search import STRATEGIES, SearchConfig
 from wcse.types import Node, Search, WcseError
 
@@ -148,6 +155,57 @@ except TypeError as error:
     command = [sys.executable, "-m", "wcse.adapters.vllm_shim", str(script), "tiny-wc"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split("\n")[:2] == ["2 [2, 2]", "refused True"], done.stderr
+
+
+def test_vllms_parameters_can_be_set_afterwards() -> None:
+    """search-and-learn copies its parameters and then sets the temperature of the copy to 0."""
+    given = make_module().SamplingParams(temperature=0.8, max_tokens=8, stop=["\n\n"], n=1)
+    changed = copy.deepcopy(given)
+    changed.temperature = 0.0
+    assert (given.temperature, changed.temperature, changed.stop) == (0.8, 0.0, ("\n\n",))
+    with pytest.raises(WcseError, match="temperature"):
+        changed.temperature = -1
+    with pytest.raises(TypeError):
+        changed.temprature = 1
+
+
+def test_ray_batches_gain_columns() -> None:
+    batch = {"prompt": np.array(["1 + 1 =", "2 + 2 ="]), "id": np.array([1, 2])}
+    found = Completions("tiny-wc", params={"n": 2, "max_tokens": 4, "seed": 1}, kv_memory=0.1)(batch)
+    assert list(found["id"]) == [1, 2] and [len(texts) for texts in found["completions"]] == [2, 2]
+    assert all(1 <= count <= 4 for counts in found["completion_tokens"] for count in counts)
+    chats = Completions("tiny-wc", messages="talk", params={"max_tokens": 4}, kv_memory=0.1)
+    assert len(chats({"talk": [QUESTION]})["completions"]) == 1
+    with pytest.raises(WcseError, match="no column 'talk'"):
+        chats(batch)
+
+
+@pytest.mark.parametrize("strategy", ["majority", "best_of_n", "beam_search", "rebase"])
+def test_searches_over_a_token_backend(model: LoadedModel, strategy: str) -> None:
+    """Ids, log-probabilities and scores are those of the engine and of the verifier, whoever drove them."""
+    prm = load_prm("tiny-wc-prm", kv_memory=0.1)
+    problem = "Calculate 17 + 25 + 3."
+    ids = render_chat(model.tokenizer, [{"role": "user", "content": problem}])
+    params = SamplingParams(temperature=0.8, max_tokens=60)
+
+    async def run(llm: AsyncLLM) -> list[Any]:
+        search = RemoteSearch(llm, verifier=LocalVerifier(prm), params=params, delimiter="\n", seed=3)
+        with pytest.raises(WcseError, match="beam_width"):
+            await search.solve(ids, problem, strategy="beam_search", n=5)
+        return [await search.solve(ids, problem, strategy=strategy, n=4) for _ in range(2)]
+
+    with AsyncLLM(model, kv_memory=0.1) as llm:
+        found, again = asyncio.run(run(llm))
+    assert 1 <= len(found) <= 4 and found[0].selected
+    assert [f.node.completion_ids for f in found] == [f.node.completion_ids for f in again]
+    for part in found:
+        node = part.node
+        assert len(node.completion_ids) <= 60 and node.finish in ("eos", "path_cap")
+        read = LLM(model, kv_memory=0.1).loglikelihoods([(ids, node.completion_ids)])[0][0]
+        assert [x for step in node.steps() for x in step.logprobs] == pytest.approx(read, abs=1e-4)
+        if strategy != "majority":
+            steps = [step.text.strip() for step in node.steps() if step.text.strip()]
+            assert node.scores == pytest.approx(score_texts(prm, problem, [steps], complete=node.complete)[0])
 
 
 def test_the_example_for_vllm_users(capsys: pytest.CaptureFixture[str]) -> None:

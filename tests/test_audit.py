@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from wcse import cli
+from wcse.audit.broad import _marks
 from wcse.audit.style import Style, likeness
 from wcse.audit.verdict import Answers, Difference, audit_student, difference, gap_closed, scaling, verdict
 from wcse.types import WcseError
@@ -67,6 +68,15 @@ def test_an_imitator_is_found_out() -> None:
     assert report["style"]["likeness_after"] > 0.99 > report["style"]["likeness_before"]
     rows = scaling([("1k", report), ("2k", report)])
     assert [row["student"] for row in rows] == ["1k", "2k"] and rows[0]["in_domain"] == 0.41
+
+
+def test_marks_of_lm_eval_become_answers() -> None:
+    samples = [
+        {"doc_id": i, "filter": name, "acc": float(i > 0)} for name in ("none", "vote") for i in (1, 0)
+    ]
+    assert _marks("t", samples).right == (False, True)
+    with pytest.raises(WcseError, match="tasks=t: has none of the marks exact_match"):
+        _marks("t", [{"doc_id": 0, "bleu": 0.3}])
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

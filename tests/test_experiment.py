@@ -72,6 +72,28 @@ def test_it_runs_goes_on_and_prints_its_tables(
     assert "holds another experiment (steps differ)" in capsys.readouterr().err
 
 
+def test_several_workers_score_what_one_does(options: dict[str, Any], tmp_path: Path) -> None:
+    from wcse.zoo.prune import prune
+
+    student = tmp_path / "student"
+    model = prune("tiny-wc", [0, 5], student)
+    assert len(model.model.layers) == 2 and (student / "tokenizer.json").is_file()
+    with pytest.raises(ValueError, match=r"layers 0 \.\. 5"):
+        prune("tiny-wc", [6], student)
+    found = []
+    for workers in (1, 2):
+        out = tmp_path / f"workers-{workers}"
+        assert main(options | {"out": out, "workers": workers, "distil": student}) == 0
+        results = json.loads((out / "results.json").read_text())
+        assert [row["setup"] for row in results["matrix"]] == [
+            "distillation",
+            "self-improvement",
+            "weak-to-strong",
+        ]
+        found.append(results["matrix"])
+    assert found[0] == found[1]
+
+
 def test_leaking_splits_are_refused(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(options | {"test": options["problems"]}) == 2
     assert "test: 6 of its problems are training problems too" in capsys.readouterr().err

@@ -203,11 +203,13 @@ CHANGES: dict[str, object] = {
     "agg_strategy": "min",
     "seed": 43,
     "system_prompt": "Be brief.",
+    "few_shot": "grade_school",
+    "kv_cache_dtype": "float16",
 }
 RUNTIME: dict[str, object] = {"batch_size": 3, "kv_memory_gb": 1.0, "threads": 1, "out": "elsewhere"}
 
 
-NOT_ALONE = ("strategy_policy", "prm_quantization")  # they need the strategy auto, or another prm
+NOT_ALONE = ("strategy_policy", "prm_quantization", "few_shot_k")  # they need another field
 
 
 def test_every_field_is_classified() -> None:

@@ -23,6 +23,7 @@ LAYERS = (
         "flops",
         "budget",
         "prompts",
+        "shots",
         "progress",
         "profile",
         "answers",

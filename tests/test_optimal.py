@@ -14,16 +14,17 @@ from fakes import FakePolicy, make_root, run
 
 from wcse.cli import main
 from wcse.cli.optimal import sweep
+from wcse.data.fingerprint import fingerprint_models
 from wcse.data.journal import read_records
 from wcse.optimal.difficulty import Difficulty, fold_bins
 from wcse.optimal.fit import best_cell, choose, cross_validate, fit, fixed_points
 from wcse.optimal.grid import Cell, Grid, read_grid
-from wcse.optimal.policy_file import load_choices, save, tree_budgets
+from wcse.optimal.policy_file import read_policy, save, tree_budgets
 from wcse.recipe import Recipe
 from wcse.search import SearchConfig
 from wcse.search.auto import Choice, Choices, auto, bin_of
 from wcse.search.best_of_n import best_of_n
-from wcse.solve import fingerprint_models, solve_all
+from wcse.solve import solve_all
 from wcse.types import PROBE, Chosen, Problem, WcseError
 
 BASE = SearchConfig(n=16, agg_strategy="last")
@@ -236,7 +237,7 @@ def policy_file(tmp_path: Path) -> Path:
 
 
 def test_policy_file_round_trip(policy_file: Path) -> None:
-    loaded = load_choices(str(policy_file), 20, SearchConfig(), names=MODELS, inputs=PRINTS)
+    loaded = read_policy(str(policy_file), names=MODELS, inputs=PRINTS).choices(20, SearchConfig())
     assert (loaded.n, loaded.feature, loaded.samples, loaded.agg_strategy) == (16, "verifier", 4, "prod")
     assert loaded.edges == (0.9,)
     assert [choice.selector for choice in loaded.bins] == ["weighted", "weighted"]
@@ -268,15 +269,15 @@ def test_policy_file_refuses(policy_file: Path, change: dict[str, Any], n: int, 
     data = json.loads(policy_file.read_text())
     policy_file.write_text(json.dumps(data | change))
     with pytest.raises(WcseError, match=reason):
-        load_choices(str(policy_file), n, SearchConfig(), names=MODELS, inputs=PRINTS)
+        read_policy(str(policy_file), names=MODELS, inputs=PRINTS).choices(n, SearchConfig())
 
 
 def test_policy_file_must_exist_and_be_json(tmp_path: Path) -> None:
     with pytest.raises(WcseError, match="make one with wcse optimal"):
-        load_choices(str(tmp_path / "none"), 4, BASE, names=MODELS, inputs=PRINTS)
+        read_policy(str(tmp_path / "none"), names=MODELS, inputs=PRINTS)
     (tmp_path / "bad").write_text("{")
     with pytest.raises(WcseError, match="not JSON"):
-        load_choices(str(tmp_path / "bad"), 4, BASE, names=MODELS, inputs=PRINTS)
+        read_policy(str(tmp_path / "bad"), names=MODELS, inputs=PRINTS)
 
 
 def test_oracle_difficulty_makes_no_policy_file(tmp_path: Path) -> None:
@@ -324,7 +325,7 @@ def test_optimal_then_auto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     file.write_text(json.dumps(data))
     with pytest.raises(WcseError, match="was made for policy='tiny-wc'"):
         solve_all(recipe, problems)
-    assert "policy" in fingerprint_models(recipe)
+    assert "policy" in fingerprint_models({"policy": recipe.policy, "prm": recipe.prm})
 
 
 @pytest.mark.parametrize(

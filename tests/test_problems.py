@@ -27,6 +27,23 @@ def error_of(spec: str, limit: int | None = None) -> str:
     return str(caught.value)
 
 
+def test_the_columns_of_gsm8k_math_and_math_500(tmp_path: Path) -> None:
+    rows = (
+        {"question": "q", "answer": "2 + 3 = 5\n#### 5"},
+        {
+            "problem": "p",
+            "level": "Level 3",
+            "type": "Algebra",
+            "solution": "So $x = \\boxed{\\frac{1}{2}}$.",
+        },
+        {"problem": "r", "solution": "... \\boxed{4}", "answer": "4.0", "unique_id": "test/algebra/1.json"},
+    )
+    gsm8k, math, math_500 = load_problems(write_jsonl(tmp_path / "rows.jsonl", *rows))
+    assert (gsm8k.answer, math.answer, math_500.answer) == ("5", "\\frac{1}{2}", "4.0")
+    assert gsm8k.meta["solution"].startswith("2 + 3") and math.meta["type"] == "Algebra"
+    assert math.meta["solution"].startswith("So") and math_500.id == "test/algebra/1.json"
+
+
 # reasoning-gym
 
 

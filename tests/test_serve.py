@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +16,17 @@ pytest.importorskip("fastapi")
 
 from doc_examples import run_examples  # noqa: E402
 from live_server import Live, serving  # noqa: E402
-from serve_storms import bodies, disconnects  # noqa: E402
+from serve_storms import bodies, disconnects, noise, shaped  # noqa: E402
 
+from wcse.data.fingerprint import fingerprint_models  # noqa: E402
 from wcse.engine.llm import LLM  # noqa: E402
 from wcse.engine.params import SamplingParams  # noqa: E402
 from wcse.models.load import LoadedModel, load_model  # noqa: E402
+from wcse.search import STRATEGIES  # noqa: E402
 from wcse.serve.admission import Limits  # noqa: E402
 from wcse.serve.app import make_server  # noqa: E402
 from wcse.serve.service import ServeConfig, Service  # noqa: E402
-from wcse.types import WcseError  # noqa: E402
+from wcse.types import PROBE, WcseError  # noqa: E402
 
 QUESTION = [{"role": "user", "content": "Calculate 17 + 25."}]
 GENERATE = {"prompt": "Calculate", "max_tokens": 4}
@@ -63,6 +64,7 @@ def client(live: Live) -> Any:
 
 def test_models_and_their_searches(client: Any) -> None:
     names = [entry.id for entry in client.models.list()]
+    assert {name.partition("@")[2].partition("-")[0] for name in names} == {"", *STRATEGIES} - {"auto"}
     assert names[0] == "tiny-wc" and "tiny-wc@dvts-n16-m4" in names and "tiny-wc@majority-n32" in names
     assert client.models.retrieve("tiny-wc@dvts-n4-m2").id == "tiny-wc@dvts-n4-m2"
     with pytest.raises(openai.NotFoundError):
@@ -191,6 +193,8 @@ def test_continue_a_message(client: Any, model: LoadedModel) -> None:
         ("tiny-wc@dvts-n8-m4", {}),
         ("tiny-wc", {"search": {"strategy": "beam_search", "n": 8, "beam_width": 2, "num_iterations": 5}}),
         ("tiny-wc@best_of_n-n4", {"search": {"n": 8}}),
+        ("tiny-wc", {"search": {"strategy": "beam_search(lookahead=1)", "n": 8}}),
+        ("tiny-wc@rebase-n8", {"search": {"softmax_temperature": 0.1}}),
     ],
 )
 def test_search_is_a_model(client: Any, name: str, extra: dict[str, Any]) -> None:
@@ -223,6 +227,38 @@ def test_the_policys_own_uncertainty_as_a_verifier(model: LoadedModel) -> None:
         assert status == 400 and reply["error"]["param"] == "search"
 
 
+def test_the_compute_optimal_search_is_a_model(model: LoadedModel, tmp_path: Path) -> None:
+    """``auto-2x``: twice the smallest budget of the policy file, which chooses the strategy by the samples."""
+    models = {"policy": "tiny-wc", "prm": "shared"}
+    table = {
+        "format": 1,
+        "models": {
+            k: {"name": v, "fingerprint": fingerprint_models(models).get(k)} for k, v in models.items()
+        },
+        "difficulty": {"feature": "agreement", "samples": 2, "agg_strategy": "last"},
+        "edges": [1.0],
+        "budgets": {"4": ["majority", "beam_search(n=2,beam_width=2)"], "8": ["best_of_n", "best_of_n"]},
+    }
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(table))
+    config = ServeConfig(model="tiny-wc", prm="shared", strategy_policy=str(path), kv_memory=0.1)
+    with serving(config, model) as running:
+        path.unlink()  # it was read at the start
+        names = [entry["id"] for entry in running.call("GET", "/v1/models")[2]["data"]]
+        assert [name for name in names if "auto" in name] == ["tiny-wc@auto-1x", "tiny-wc@auto-2x"]
+        body = {"messages": QUESTION, "max_tokens": 60, "seed": 1}
+        for name, budget, n in (("auto-1x", 4, 2), ("auto-2x", 8, 8), ("auto-n11", 8, 8)):
+            asked = body | {"model": f"tiny-wc@{name}", "n": n}
+            status, reply = running.post("/v1/chat/completions", asked)
+            assert status == 200 and reply["choices"][0]["search"]["selected"] and len(reply["choices"]) == n
+            roots = {choice["search"]["node_path"][0] for choice in reply["choices"]}
+            assert n < 8 or roots == {*range(6), PROBE, PROBE + 1}, "the samples are solutions too"
+            assert reply["usage"]["search"]["nodes"] >= budget
+        assert running.post("/v1/chat/completions", body | {"model": "tiny-wc@auto-n2"})[0] == 400
+    with pytest.raises(WcseError, match="needs a verifier"):
+        Service(ServeConfig(model="tiny-wc", strategy_policy=str(path), kv_memory=0.01), model)
+
+
 @pytest.mark.parametrize(
     ("model_name", "extra", "param"),
     [
@@ -231,8 +267,22 @@ def test_the_policys_own_uncertainty_as_a_verifier(model: LoadedModel) -> None:
         ("tiny-wc@dvts-n0", {}, "model"),
         ("tiny-wc@DROP TABLE", {}, "model"),
         ("tiny-wc", {"search": {"n": 8}}, "search.strategy"),
-        ("tiny-wc", {"search": {"strategy": "majority", "n": -1}}, "search"),
-        ("tiny-wc", {"search": {"strategy": "majority", "n": 2.5}}, "search"),
+        ("tiny-wc@majority-n8-m4", {}, "model"),
+        ("tiny-wc@auto-2x", {}, "model"),
+        ("tiny-wc@majority-2x", {}, "model"),
+        ("tiny-wc", {"search": {"strategy": "nothing"}}, "search.strategy"),
+        ("tiny-wc", {"search": {"strategy": "majority", "n": -1}}, "search.n"),
+        ("tiny-wc", {"search": {"strategy": "majority", "n": 2.5}}, "search.n"),
+        ("tiny-wc", {"search": {"strategy": "majority", "times": 2}}, "search.times"),
+        ("tiny-wc", {"search": {"strategy": "majority", "beam_width": 2}}, "search.beam_width"),
+        ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "agg_strategy": []}}, "search.agg_strategy"),
+        ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "selector": ["x"]}}, "search"),
+        ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "lookahead": 10**9}}, "n"),
+        (
+            "tiny-wc",
+            {"search": {"strategy": "rebase", "softmax_temperature": 0}},
+            "search.softmax_temperature",
+        ),
         ("tiny-wc", {"search": {"strategy": "majority", "n": 10**9}}, "n"),
         ("tiny-wc", {"search": {"strategy": "majority", "depth": 1}}, "search.depth"),
         ("tiny-wc", {"search": {"strategy": "majority", "n": 2}, "logprobs": True}, "logprobs"),
@@ -308,6 +358,25 @@ NUMERIC = {
     "frequency_penalty": (-2.1, 2.1),
     "repetition_penalty": (0, -1, 1e300),
 }
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/inference/v1/generate"])
+def test_numbers_out_of_range_elsewhere(live: Live, path: str) -> None:
+    """The other writing endpoints check the same fields, beside or inside ``sampling_params``."""
+    before = live.settle()
+    for name, values in NUMERIC.items():
+        if path.endswith("completions") and name == "logprobs":
+            name, values = "top_logprobs", (-1, 21, 2**63, 0.5)
+        for value in (*values, "NaN", "-Infinity", "seven", [1]):
+            shown = value if value in ("NaN", "-Infinity") else json.dumps(value)
+            field = f'"{name}": {shown}'
+            raw = f'{{"messages": {json.dumps(QUESTION)}, "logprobs": true, {field}}}'
+            if path.endswith("generate"):
+                raw = f'{{"token_ids": [5], "sampling_params": {{{field}}}}}'
+            status, _, reply = live.call("POST", path, raw.encode())
+            named = {name, "logprobs"} if name == "top_logprobs" else {name}
+            assert status == 400 and reply["error"]["param"] in named, (name, value, reply)
+    assert live.settle() == before, "a refused request allocates nothing"
 
 
 @pytest.mark.parametrize("name", NUMERIC)
@@ -447,29 +516,35 @@ def test_a_foreign_host_name_is_refused_without_a_key(live: Live) -> None:
     assert live.call("GET", "/v1/models", None, {"Host": "evil.example"})[0] == 403
 
 
+@pytest.mark.parametrize(
+    "extreme", [{"top_p": 1e-323}, {"min_p": 1e-323}, {"temperature": 1e-300}, {"repetition_penalty": 1e-4}]
+)
+def test_numbers_too_small_for_single_precision(live: Live, extreme: dict[str, float]) -> None:
+    """They are valid, so they work, and they stop nobody else's request."""
+    failures = live.service.loop.failures
+    assert live.post("/v1/completions", GENERATE | extreme)[0] == 200
+    assert live.service.loop.failures == failures
+
+
+def test_requests_made_from_the_schema(live: Live) -> None:
+    """schemathesis: what breaks the schema is refused, replies keep to it, nothing is a 5xx."""
+    pytest.importorskip("schemathesis")
+    statuses = shaped(live.port, 100, seed=7)
+    assert set(statuses) <= {200, 400, 404, 405} and statuses[200] and statuses[400]
+    assert live.settle()["pinned"] == 0
+
+
 def test_fuzzed_bodies_never_break_the_server(live: Live) -> None:
     """Random mutations of good requests and random values in every field: no 5xx, pages at their baseline."""
-    statuses = bodies(live, 400, seed=11)
+    statuses = bodies(live.port, 400, seed=11)
     assert set(statuses) <= {200, 400, 404} and statuses[200] and statuses[400]
     after = live.settle()
     assert after["pinned"] == after["in_flight"] == 0
 
 
 def test_raw_bytes_on_the_socket(live: Live) -> None:
-    draw = random.Random(5)
-    for round_ in range(60):
-        with socket.create_connection(("127.0.0.1", live.port), timeout=20) as raw:
-            if round_ % 3 == 0:
-                raw.sendall(draw.randbytes(draw.randint(1, 400)))
-            elif round_ % 3 == 1:
-                raw.sendall(
-                    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{"
-                )
-            else:
-                raw.sendall(
-                    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-                    b"zz\r\n" + draw.randbytes(20)
-                )
+    statuses = noise(live.port, 80, seed=5)
+    assert set(statuses) <= {0, 200, 400, 403, 404, 431}
     assert live.post("/v1/completions", GENERATE)[0] == 200
     assert live.settle()["pinned"] == 0
 
@@ -496,7 +571,7 @@ def test_disconnects_give_every_page_back(live: Live) -> None:
     before = live.settle()
     survivor = GENERATE | {"seed": 1, "max_tokens": 40, "ignore_eos": True}
     expected = live.post("/v1/completions", survivor)[1]["choices"][0]["text"]
-    disconnects(live, 80, seed=3)
+    disconnects(live.port, 80, seed=3)
     assert live.post("/v1/completions", survivor)[1]["choices"][0]["text"] == expected
     after = live.settle()
     assert after["pinned"] == 0 and after["free"] + after["cached"] == before["total"]
@@ -571,7 +646,8 @@ def test_oversized_bodies_and_searches_without_a_verifier(keyed: Live) -> None:
     status, _, reply = keyed.call("POST", "/v1/completions", GENERATE | {"model": "m@dvts-n8-m4"}, auth)
     assert status == 400 and "--prm" in reply["error"]["message"]
     names = [entry["id"] for entry in keyed.call("GET", "/v1/models", None, auth)[2]["data"]]
-    assert names == ["m", "m@greedy", "m@majority-n8", "m@majority-n32"]
+    sizes = [f"m@{name}-{n}" for name in ("majority", "adaptive_vote") for n in ("n8", "n32")]
+    assert names == ["m", "m@greedy", *sizes]
     status, _, reply = keyed.call(
         "POST", "/v1/completions", GENERATE | {"structured_outputs": {"regex": "a"}}, auth
     )
@@ -583,6 +659,12 @@ def test_a_host_beyond_this_machine_needs_a_key(model: LoadedModel) -> None:
     with pytest.raises(WcseError, match="API key"):
         make_server(service, host="0.0.0.0", port=1)
     service.judge.close()
+
+
+def test_searches_over_this_server_as_another_engine(live: Live, capsys: Any) -> None:
+    run_examples("backends.md", {"http://127.0.0.1:8000": live.url})
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith("True ") and all(line.startswith("False ") for line in others)
 
 
 def test_the_example_of_the_documentation(live: Live, capsys: Any) -> None:

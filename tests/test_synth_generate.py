@@ -10,6 +10,7 @@ import pytest
 
 from wcse import cli
 from wcse.data.record import SolveRecord
+from wcse.shots import load_shots
 from wcse.synth import generate
 from wcse.synth.generate import LocalExecutor, sizes_of
 from wcse.synth.outputs import read_synth
@@ -78,6 +79,18 @@ def test_all_samples_of_a_problem_share_one_reading_of_the_prompt() -> None:
     ledger, prompt = record.solved.ledger, record.solved.prompt_tokens
     assert ledger.policy_computed <= prompt + ledger.policy_sampled
     assert ledger.policy_reused >= 14 * prompt
+
+
+def test_few_shot_examples_come_first_and_are_no_problems() -> None:
+    sampler = {"model": "tiny-wc", "max_tokens": 48, "few_shot": "grade_school", "few_shot_k": 2}
+    asked, _ = load_shots("grade_school", 1)[0]
+    todo = [Problem("a", "Calculate 17 + 25.", "42"), Problem("shown", asked, "19")]
+    shown = run(recipe(samplers={"wc": sampler}), todo)
+    plain = run(recipe(), todo[:1])
+    first, alone = shown["a"].solved, plain["a"].solved
+    assert first is not None and alone is not None and first.prompt_tokens > alone.prompt_tokens + 100
+    failure = shown["shown"].failure
+    assert failure is not None and "one of the few-shot examples of grade_school" in failure.message
 
 
 def test_poison_problems_are_failures_and_the_others_are_solved() -> None:

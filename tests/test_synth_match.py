@@ -10,7 +10,7 @@ import synth_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wcse.synth.cost import Charge, Size, active_parameters, check_order, price_of
+from wcse.synth.cost import Charge, Size, check_order, price_of
 from wcse.synth.match import Planner
 from wcse.synth.recipe import SamplerSpec, SynthRecipe, load_recipe
 from wcse.synth.record import Unit
@@ -84,13 +84,16 @@ def test_the_prompt_is_charged_once_a_call_and_verifiers_too() -> None:
     assert price_of("params", charge, spec, Size(9)) == 36 and price_of("samples", charge, spec, Size(9)) == 4
 
 
-def test_active_parameters_of_the_embedded_model() -> None:
-    from wcse.synth.generate import model_spec
+def test_sizes_are_those_that_the_ledger_charges() -> None:
+    from wcse.synth.generate import sizes_of
 
-    assert (
-        active_parameters(model_spec("tiny-wc"))
-        == 6 * (192 * (2 * 192 + 2 * 64) + 3 * 192 * 512) + 1280 * 192
-    )
+    tiny = 6 * (192 * (2 * 192 + 2 * 64) + 3 * 192 * 512) + 1280 * 192
+    searching = {"model": "tiny-wc", "strategy": "best_of_n", "prm": "tiny-wc-prm"}
+    recipe = synth_runs.recipe(samplers={"wc": {"model": "tiny-wc"}, "se": searching})
+    implicit = 2 * tiny  # the verifier and the model that it is compared with
+    assert sizes_of(recipe) == {"wc": Size(tiny), "se": Size(tiny, implicit)}
+    given = synth_runs.recipe(samplers={"wc": {"model": "tiny-wc", "parameters": 7}})
+    assert sizes_of(given) == {"wc": Size(7)}
 
 
 def test_searches_are_drawn_in_whole_groups(tmp_path: Path) -> None:

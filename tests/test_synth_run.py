@@ -19,9 +19,11 @@ import synth_runs
 from wcse.data.disk import Disk
 from wcse.data.journal import Journal
 from wcse.synth.outputs import read_synth, write_synth
+from wcse.synth.ray_pool import Seat
 from wcse.synth.recipe import SynthRecipe
+from wcse.synth.record import Unit
 from wcse.synth.run import finished, stored_totals, synthesize
-from wcse.synth.workers import WorkerPool
+from wcse.synth.workers import WorkerPool, task_to_json
 from wcse.types import Problem, WcseError
 
 LAB = Path(__file__).with_name("crash_lab.py")
@@ -183,3 +185,34 @@ def test_workers_that_cannot_work_are_one_error(tmp_path: Path) -> None:
             pytest.raises(WcseError, match=message),
         ):
             synthesize(recipe, todo, journal, pool, synth_runs.SIZES)
+
+
+# --- what runs inside an actor of a cluster; the cluster itself is in test_ray.py
+
+
+def _tasks(count: int) -> list[dict[str, Any]]:
+    return [task_to_json((Unit("wc", 0, p.id, 2), p)) for p in synth_runs.problems(count)]
+
+
+def test_a_seat_streams_records_as_they_are_made() -> None:
+    recipe = synth_runs.recipe(threads=1)
+    seat = Seat(recipe.model_dump(mode="json"), {}, synth_runs.FakeExecutor)
+    begun, *rows = seat.run(_tasks(3))
+    found = dict(row for row in rows if row is not None)
+    assert begun is None and len(found) == 3
+    for name in ("p0", "p1", "p2"):
+        problem = synth_runs.problem(int(name[1]))
+        record = synth_runs.fake_record(recipe, Unit("wc", 0, name, 2), problem)
+        assert found[record.key] == record.to_json()
+
+
+def test_a_seat_refuses_other_models_and_passes_errors_on() -> None:
+    recipe = synth_runs.recipe(samplers={"wc": {"model": "tiny-wc"}}).model_dump(mode="json")
+    with pytest.raises(WcseError, match=r"samplers\.wc\.model: a worker's node has another model"):
+        list(Seat(recipe, {"samplers.wc.model": "ab" * 32}, synth_runs.FakeExecutor).run(_tasks(1)))
+
+    def broken(_: SynthRecipe) -> Any:
+        raise WcseError("no such model")
+
+    with pytest.raises(WcseError, match="no such model"):
+        list(Seat(recipe, {}, broken).run(_tasks(1)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,10 @@ import torch
 from wcse import cli
 from wcse.train.config import TrainConfig
 from wcse.train.evaluate import evaluate
-from wcse.train.loop import (
-    IGNORED,
-    batch_losses,
-    batches,
-    collate_causal,
-    collate_seq2seq,
-    learning_rate,
-    task_weights,
-    total_steps,
-)
 from wcse.train.rows import Item, load_items, read_rows, share_of
+from wcse.train.tasks import IGNORED, batch_losses, collate_causal, collate_seq2seq, task_weights
 from wcse.train.train import REPORT, load_student, train
+from wcse.train.trainers import total_steps
 from wcse.types import Problem, WcseError
 
 
@@ -86,7 +77,7 @@ def test_the_best_checkpoint_is_kept(student: Path, data: Path, monkeypatch: pyt
 
     monkeypatch.setattr("wcse.train.train.evaluate", scripted)
     problems = data.with_name("v.jsonl")
-    problems.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
+    problems.write_text('{"problem": "What is 20 + 1?", "answer": "21"}\n')
     result = train(config(student, data, max_steps=4, checkpoints=4, batch_size=4, validation=str(problems)))
     assert result.best == 1 and (result.folder / "model.safetensors").read_bytes() == seen[1]
     assert [look["step"] for look in result.checkpoints] == [1, 2, 3, 4]
@@ -129,17 +120,9 @@ def test_step_by_step_puts_both_tasks_of_a_row_into_one_step(student: Path, data
     assert [group[0] for group in plain.groups] == [group[0] for group in loaded.groups] and len(
         plain.groups[0]
     ) == 1
-    for batch in batches(loaded.groups, 3, 5, seed=1):
-        assert {item.task for item in batch} == {"label", "rationale"}
     reports: list[Any] = []
     train(config(student, data, objective="step_by_step", max_steps=2), reports.append)
     assert set(reports[0].losses) == {"label", "rationale"}
-
-
-def test_every_row_comes_once_an_epoch() -> None:
-    groups = [(Item((1,), (index,), "sft"),) for index in range(10)]
-    seen = [item.target[0] for batch in batches(groups, 4, 6, seed=3) for item in batch]
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10)) and seen[:10] != seen[10:]
 
 
 def test_encoder_decoder_students_train(data: Path, tmp_path: Path) -> None:
@@ -152,7 +135,7 @@ def test_encoder_decoder_students_train(data: Path, tmp_path: Path) -> None:
     T5ForConditionalGeneration(settings).save_pretrained(folder)
     tiny_models.wrap(tiny_models.byte_level()).save_pretrained(folder)
     problems = tmp_path / "v.jsonl"
-    problems.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
+    problems.write_text('{"problem": "What is 20 + 1?", "answer": "21"}\n')
     reports: list[Any] = []
     options = {
         "objective": "step_by_step",
@@ -181,13 +164,16 @@ def test_shares_of_the_data_are_nested_and_by_problem() -> None:
     assert share_of(rows, 1.0, 1) == rows and share_of(rows, 0.5, 2) != half
 
 
-def test_rates_and_steps() -> None:
-    plan = TrainConfig.parse(
-        {"model": "m", "data": "d", "out": "o", "learning_rate": 1.0, "warmup_ratio": 0.1}
-    )
-    rates = [learning_rate(plan, step, 100) for step in range(100)]
-    assert rates[0] == 0.1 and max(rates) == rates[9] == rates[10] == 1.0 and rates[-1] < 0.001
-    assert total_steps(plan, 40) == 5 and math.isclose(rates[55], 0.5, abs_tol=0.01)
+def test_rates_and_steps(student: Path, data: Path) -> None:
+    plan = TrainConfig.parse({"model": "m", "data": "d", "out": "o"})
+    assert total_steps(plan, 40) == 5
+    for objective in ("sft", "step_by_step"):  # two trainers, one schedule
+        reports: list[Any] = []
+        options = {"objective": objective, "learning_rate": 1e-3, "warmup_ratio": 0.2, "max_steps": 10}
+        result = train(config(student, data, out=str(data.parent / objective), **options), reports.append)
+        rates = [report.learning_rate for report in reports]
+        assert rates[0] == pytest.approx(5e-4) and max(rates) == rates[1] == pytest.approx(1e-3)
+        assert rates[5] == pytest.approx(5e-4) and rates[-1] == 0.0 and result.steps == 10
 
 
 def test_rows_that_cannot_be_used_are_counted(student: Path, data: Path) -> None:
@@ -226,6 +212,11 @@ def test_mistakes_are_named(
             "the loss is not a number; lower learning_rate",
         ),
     ]
+    leak = tmp_path / "leak.jsonl"
+    leak.write_text(
+        '{"problem": "What is 1 + 1?", "answer": "2"}\n{"problem": "What is 70 + 1?", "answer": "71"}\n'
+    )
+    cases.append(({"data": data, "validation": leak}, "1 of its problems are in the training data"))
     for options, message in cases:
         given = {"model": student, "out": tmp_path / "out", "threads": 1} | options
         assert cli.main(["train", *(f"--{name}={value}" for name, value in given.items())]) == 2

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from wcse.answers import extract_answer
 from wcse.names import suggest
 from wcse.types import Problem, WcseError
 
@@ -37,7 +38,8 @@ def load_problems(spec: str, *, limit: int | None = None, on_bad_row: Refused | 
 
     Args:
         spec: a reasoning-gym task with options, ``gsm_symbolic:size=100,seed=7``; a JSONL, JSON or Parquet
-            file with a ``problem``, ``question`` or ``prompt`` column and an ``answer`` column; or a Hugging
+            file with a ``problem``, ``question`` or ``prompt`` column and an ``answer`` column, or, as in MATH, a
+            ``solution`` that ends in a ``\\boxed{}`` answer; or a Hugging
             Face dataset id with options, ``owner/name:split=test,config=main``. A worked answer that ends in
             ``#### final``, as in GSM8K, gives ``final``.
         limit: keep only the first problems.
@@ -289,12 +291,12 @@ def _from_row(row: Any, where: str, ids: set[str], *, default_id: str, source: s
     column = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
     if column is None:
         raise WcseError(f"{where}: no {' or '.join(PROMPT_COLUMNS)} column; columns present: {present}")
-    if row.get(ANSWER_COLUMN) is None:
+    worked = _worked_answer(row)
+    if worked is None:
         raise WcseError(f"{where}: no {ANSWER_COLUMN} column (or it is null); columns present: {present}")
     prompt = row[column]
     if not isinstance(prompt, str) or not prompt.strip():
         raise WcseError(f"{where}: {column} must be non-empty text, not {_show(prompt)}")
-    worked = row[ANSWER_COLUMN]
     meta = {
         key: value for key, value in row.items() if key not in (column, ANSWER_COLUMN) and _is_plain(value)
     }
@@ -307,6 +309,12 @@ def _from_row(row: Any, where: str, ids: set[str], *, default_id: str, source: s
         answer=_gold(worked, where=where),
         meta={"source": source, **meta},
     )
+
+
+def _worked_answer(row: Mapping[str, Any]) -> Any:
+    """The answer column; in sets without one (MATH) what the worked solution puts into its last box."""
+    answer, solution = row.get(ANSWER_COLUMN), row.get("solution")
+    return extract_answer(solution) if answer is None and isinstance(solution, str) else answer
 
 
 def _gold(answer: Any, *, where: str) -> str:

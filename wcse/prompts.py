@@ -46,9 +46,32 @@ def render_text(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text))
 
 
-def render_problem(tokenizer: Any, problem: str, system_prompt: str | None = None) -> list[int]:
-    """Token ids of a problem as the policy was trained to see it."""
+SHOT_STOP = "Problem:"
+"""What a model without chat template writes when it goes on to a next problem after few-shot examples."""
+
+
+def render_problem(
+    tokenizer: Any, problem: str, system_prompt: str | None = None, shots: Sequence[tuple[str, str]] = ()
+) -> list[int]:
+    """Token ids of a problem as the policy was trained to see it.
+
+    Args:
+        shots: (problem, solution) examples before it: turns of the conversation, or blocks of text that begin with
+            ``SHOT_STOP`` where there is no chat template.
+    """
     if not getattr(tokenizer, "chat_template", None):
-        return render_text(tokenizer, f"{system_prompt}\n\n{problem}" if system_prompt else problem)
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return render_chat(tokenizer, [*system, {"role": "user", "content": problem}])
+        head = f"{system_prompt}\n\n" if system_prompt else ""
+        if shots:
+            problem = f"{SHOT_STOP} {problem}\n\nSolution:"
+            blocks = (f"{SHOT_STOP} {asked}\n\nSolution: {solution}\n\n" for asked, solution in shots)
+            head += "".join(blocks)
+        return render_text(tokenizer, head + problem)
+    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    for asked, solution in shots:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": solution}]
+    return render_chat(tokenizer, [*messages, {"role": "user", "content": problem}])
+
+
+def stop_strings(tokenizer: Any, shots: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """What ends a solution besides the end of the sequence."""
+    return (SHOT_STOP,) if shots and not getattr(tokenizer, "chat_template", None) else ()

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from wcse.budget import Budget
 from wcse.names import suggest
 from wcse.search import STRATEGIES, SearchConfig, get_strategy, parse_strategy
+from wcse.shots import Shot, load_shots, shot_sets
 from wcse.types import Quantization, WcseError
 
 Effect = Literal["results", "runtime"]
@@ -125,6 +126,10 @@ class Recipe(Options):
     )
     seed: int = _changes_results(42, "seed of all random numbers", ge=0, lt=2**63)
     system_prompt: str | None = _changes_results(None, "system turn before each problem")
+    few_shot: str | None = _changes_results(
+        None, f"solved examples before each problem: {', '.join(shot_sets())}, or a JSONL file"
+    )
+    few_shot_k: int | None = _changes_results(None, "use the first k examples only", ge=1)
 
     batch_size: int | None = runtime_only(None, "most rows in a batch; none lets the engine choose", ge=1)
     kv_memory_gb: float | None = runtime_only(
@@ -154,6 +159,8 @@ class Recipe(Options):
             raise ValueError(
                 f"prm_quantization={self.prm_quantization} needs a verifier of its own; prm is {self.prm or 'none'}"
             )
+        if self.few_shot_k is not None and self.few_shot is None:
+            raise ValueError(f"few_shot_k={self.few_shot_k} without few_shot; give a set of examples")
         names = [parse_strategy(name).name for name in self.strategies]
         if ("auto" in names) != (self.strategy_policy is not None):
             raise ValueError(
@@ -167,6 +174,15 @@ class Recipe(Options):
                 raise ValueError(f"strategy {name} needs a verifier; set prm, or use greedy or majority")
             STRATEGIES[spec.name].check(spec.config(self.search_config))
         return self
+
+    @property
+    def shots(self) -> tuple[Shot, ...]:
+        """The few-shot examples.
+
+        Raises:
+            WcseError: they cannot be read.
+        """
+        return load_shots(self.few_shot, self.few_shot_k) if self.few_shot else ()
 
     @property
     def search_config(self) -> SearchConfig:

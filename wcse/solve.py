@@ -14,7 +14,7 @@ import torch
 
 from wcse.answers import MathPool
 from wcse.budget import Account, Budget
-from wcse.data.fingerprint import fingerprint_path
+from wcse.data.fingerprint import fingerprint_models, fingerprint_path
 from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
@@ -22,15 +22,16 @@ from wcse.engine.engine import Engine
 from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
-from wcse.models.load import LoadedModel, find_model, load_model
-from wcse.optimal.policy_file import load_choices
+from wcse.models.load import LoadedModel, load_model
+from wcse.optimal.policy_file import read_policy
 from wcse.progress import Progress
-from wcse.prompts import render_problem
-from wcse.recipe import OWN, SHARED, Recipe
+from wcse.prompts import render_problem, stop_strings
+from wcse.recipe import Recipe
 from wcse.reward.generative import GenerativePRM
 from wcse.reward.load import load_verifier
 from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy, parse_strategy
 from wcse.search.best_of_n import best_of_n, majority
+from wcse.shots import shots_path
 from wcse.types import Node, Problem, Search, WcseError
 
 ROWS = 256
@@ -117,7 +118,7 @@ def solve(
             driver = Driver(
                 engine,
                 scorer if part.scored else None,
-                params=_params(recipe),
+                params=_params(recipe, policy),
                 rule=StepRule(recipe.delimiter, recipe.max_step_tokens),
                 classify=lambda nodes: classify(nodes, judge),
                 on_step=meter.tell,
@@ -184,8 +185,9 @@ def _check_range(recipe: Recipe, part: _Pass, default_agg: str, bounded: bool) -
         )
 
 
-def _params(recipe: Recipe) -> SamplingParams:
+def _params(recipe: Recipe, policy: LoadedModel) -> SamplingParams:
     return SamplingParams(
+        stop=stop_strings(policy.tokenizer, recipe.shots),
         temperature=recipe.temperature,
         top_p=recipe.top_p,
         top_k=recipe.top_k,
@@ -210,25 +212,18 @@ def _with_choices(recipe: Recipe, config: SearchConfig) -> SearchConfig:
     """The config with the table of the policy file, which must be one for the recipe's models."""
     assert recipe.strategy_policy is not None
     models = {"policy": recipe.policy, "prm": recipe.prm}
-    choices = load_choices(
-        recipe.strategy_policy, config.n, config, names=models, inputs=fingerprint_models(recipe)
-    )
-    return replace(config, choices=choices)
+    policy = read_policy(recipe.strategy_policy, names=models, inputs=fingerprint_models(models))
+    return replace(config, choices=policy.choices(config.n, config))
 
 
-def fingerprint_models(recipe: Recipe) -> dict[str, str]:
-    """Fingerprints of the recipe's models on this machine, keys "policy" and "prm".
+def fingerprint_inputs(recipe: Recipe) -> dict[str, str]:
+    """Fingerprints of the recipe's models and examples on this machine, keys "policy", "prm" and "few_shot".
 
     Raises:
         WcseError: one of them cannot be found.
     """
-    names = {"policy": recipe.policy, "prm": recipe.prm}
-    return {
-        field: fingerprint_path(find_model(name))
-        for field, name in names.items()
-        # A shared head lies in the policy's folder; a measure of the policy needs no file.
-        if name is not None and name != SHARED and not name.startswith(OWN)
-    }
+    examples = {"few_shot": fingerprint_path(shots_path(recipe.few_shot))} if recipe.few_shot else {}
+    return examples | fingerprint_models({"policy": recipe.policy, "prm": recipe.prm})
 
 
 def _charges(recipe: Recipe, policy: LoadedModel, scorer: Scorer | None) -> Callable[[], Account]:
@@ -256,8 +251,9 @@ def _jobs(
     def search(root: Node) -> Search:
         return strategy.run(root, config)
 
+    shots = recipe.shots
     for problem in problems:
-        ids = render_problem(policy.tokenizer, problem.prompt, recipe.system_prompt)
+        ids = render_problem(policy.tokenizer, problem.prompt, recipe.system_prompt, shots)
         yield Job(problem.id, ids, problem.prompt, search, recipe.seed, charges())
 
 

@@ -102,3 +102,34 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
     )
     assert found["results"]["wcse_sums"]["exact_match,vote"] in (0.5, 1.0)
     assert all(len(sample["resps"][0]) == 4 for sample in found["samples"]["wcse_sums"])
+
+
+def test_tasks_are_held_out_sets_of_the_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from wcse import cli
+
+    rows = [{"q": f"Calculate {a} + {b}.", "a": str(a + b)} for a, b in ((17, 25), (3, 4), (5, 9))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problems = tmp_path / "home.jsonl"
+    problems.write_text('{"problem": "Calculate 12 + 4.", "answer": "16"}\n')
+    (tmp_path / "task.yaml").write_text(
+        f"""
+task: audit_sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}, cache_dir: {tmp_path}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: ["{{{{a}}}}", "nothing"]
+doc_to_target: 0
+metric_list: [{{metric: acc}}]
+"""
+    )
+    given = ["audit", "--base=tiny-wc", "--student=tiny-wc", "--teacher=tiny-wc", f"--in-domain={problems}"]
+    out = tmp_path / "audit.json"
+    more = ["--max-tokens=40", "--tasks=audit_sums", f"--include-path={tmp_path}", f"--out={out}", "--quiet"]
+    assert cli.main([*given, *more]) == 0
+    assert "| audit_sums | 3 |" in capsys.readouterr().out
+    found = json.loads(out.read_text())["students"]["tiny-wc"]["sets"]["audit_sums"]
+    assert found["problems"] == 3 and found["difference"] == 0
+    assert cli.main([*given, "--tasks=no_such_task", "--quiet"]) == 2
+    assert "lm-eval has no such task" in capsys.readouterr().err

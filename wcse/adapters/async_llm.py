@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from wcse.adapters.remote import Written
 from wcse.engine.driver import Driver
 from wcse.engine.llm import LLM, PromptInput, to_prompt
 from wcse.engine.outputs import RequestOutput
@@ -54,6 +56,23 @@ class AsyncLLM:
             raise event
         output: RequestOutput = event[0]
         return output
+
+    async def complete(self, token_ids: Sequence[int], params: SamplingParams) -> list[Written]:
+        """``TokenBackend`` of ``wcse.adapters.remote``: ids in, ids out."""
+        wanted = replace(params, logprobs=0, include_stop_str_in_output=True)
+        output = await self.generate({"prompt_token_ids": list(token_ids)}, wanted)
+        return [
+            Written(
+                tuple(part.token_ids),
+                tuple(
+                    row[token].logprob for token, row in zip(part.token_ids, part.logprobs or (), strict=True)
+                ),
+                part.text,
+                part.finish_reason or "",
+                part.stop_reason,
+            )
+            for part in output.outputs
+        ]
 
     async def chat(
         self, messages: Sequence[Mapping[str, Any]], params: SamplingParams, **switches: Any

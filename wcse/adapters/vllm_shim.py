@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import runpy
 import sys
+from dataclasses import fields, replace
 from types import ModuleType
 from typing import Any
 
 from wcse.engine import llm as ours
-from wcse.engine import outputs
-from wcse.engine.params import SamplingParams
+from wcse.engine import outputs, params
 from wcse.types import WcseError
 
 IGNORED = frozenset(
@@ -34,6 +34,18 @@ IGNORED = frozenset(
     }
 )
 """Options of ``vllm.LLM`` that have no effect here."""
+
+
+class SamplingParams(params.SamplingParams):
+    """``vllm.SamplingParams``: its fields may be set after it was made, and are checked then."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        checked = replace(self, **{name: value})
+        for field in fields(checked):
+            object.__setattr__(self, field.name, getattr(checked, field.name))
 
 
 class LLM(ours.LLM):

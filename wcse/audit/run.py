@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from wcse.audit.broad import task_answers
 from wcse.audit.verdict import IN_DOMAIN, Answers, audit_student, scaling
 from wcse.problems import load_problems
 from wcse.recipe import Recipe
@@ -36,6 +37,8 @@ def run_audit(
     in_domain: str,
     held_out: Mapping[str, str],
     *,
+    tasks: Sequence[str] = (),
+    include_path: str | None = None,
     limit: int | None = None,
     max_tokens: int = 512,
     threads: int | None = None,
@@ -46,12 +49,16 @@ def run_audit(
     Args:
         students: name -> model, in the order of their data or size.
         in_domain: problems like the training data. ``held_out``: name -> problems that are not.
+        tasks: of lm-eval, as held-out sets of their names. ``include_path``: folder with tasks of one's own.
+        limit: first problems of each set, or documents of each task.
 
     Raises:
         WcseError: a model or problems cannot be read, a name is taken, or a problem has no gold answer.
     """
     if IN_DOMAIN in held_out:
         raise WcseError(f"held_out={IN_DOMAIN!r}: this name is taken; give the set another one")
+    if shared := {IN_DOMAIN, *held_out} & set(tasks):
+        raise WcseError(f"tasks={','.join(sorted(shared))}: this name is taken; rename the held-out set")
     specs = {IN_DOMAIN: in_domain, **held_out}
     sets = {name: load_problems(spec, limit=limit) for name, spec in specs.items()}
     asked: dict[str, dict[str, Answers]] = {}
@@ -61,6 +68,8 @@ def run_audit(
             name: answers(model, problems, max_tokens=max_tokens, threads=threads)
             for name, problems in sets.items()
         }
+        if tasks:
+            asked[model] |= task_answers(model, tasks, limit=limit, include_path=include_path)
     reports = {
         name: audit_student(asked[base], asked[model], asked[teacher]) for name, model in students.items()
     }

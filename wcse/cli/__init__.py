@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wcse.cli import audit, experiment, optimal, plot, prm, prm_train, serve, solve, synth, train
+from wcse.cli import audit, experiment, optimal, plot, prm, prm_train, serve, solve, synth, train, versus
 from wcse.cli import eval as evaluation
 from wcse.cli.command import INTERRUPTED, Command
 from wcse.names import suggest
@@ -22,6 +22,7 @@ COMMANDS: tuple[Command, ...] = (
     *serve.COMMANDS,
     *evaluation.COMMANDS,
     *optimal.COMMANDS,
+    *versus.COMMANDS,
     *plot.COMMANDS,
     *synth.COMMANDS,
     *train.COMMANDS,

@@ -18,12 +18,14 @@ def audit(options: Options) -> int:
     out, quiet = options.pop("out", None), options.pop("quiet", False)
     students = _named("student", options.pop("student"))
     held_out = _named("held-out", options.pop("held_out", None) or [])
+    tasks = [name for name in options.pop("tasks", "").split(",") if name]
     report = run_audit(
         options.pop("base"),
         students,
         options.pop("teacher"),
         options.pop("in_domain"),
         held_out,
+        tasks=tasks,
         say=lambda line: None if quiet else print(f"wcse: {line}", file=sys.stderr),
         **options,
     )
@@ -115,6 +117,8 @@ _OPTIONS: Arguments = (
         "held-out",
         {"action": "append", "metavar": "[NAME=]SPEC", "help": "problems unlike it; may be repeated"},
     ),
+    ("tasks", {"metavar": "T,T2", "help": "lm-eval tasks as further held-out sets (needs lm-eval)"}),
+    ("include-path", {"metavar": "DIR", "help": "folder with lm-eval tasks of your own"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems of each set"}),
     ("max-tokens", {"type": int, "metavar": "K", "help": "most tokens of an answer (default 512)"}),
     ("threads", {"type": int, "metavar": "T", "help": "CPU threads"}),

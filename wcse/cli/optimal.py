@@ -12,13 +12,16 @@ from wcse.cli.eval import counts, specs
 from wcse.cli.solve import SOLVE_OPTIONS, solve
 from wcse.types import WcseError
 
-_SAMPLERS = ("majority", "best_of_n", "weighted_best_of_n")
+SAMPLERS = ("majority", "best_of_n", "weighted_best_of_n")
+FEWEST = 6
+"""Problems that a sweep needs: five bins, in two folds."""
 _OWN = ("budgets", "strategies", "difficulty", "probes", "bins", "out", "quiet")
 
 
 def optimal(options: Options) -> int:
     """Run what the sweep lacks, fit, print, and write ``optimal.json`` and ``policy.json``."""
     from wcse.optimal.difficulty import Difficulty
+    from wcse.problems import load_problems
     from wcse.recipe import Recipe
 
     budgets = sorted(options.get("budgets", (4, 16)))
@@ -38,7 +41,12 @@ def optimal(options: Options) -> int:
         ),
         "out": str(folder / "sweep"),
     }
-    Recipe.parse({k: v for k, v in recipe.items() if k != "quiet"})  # refuse before anything is written
+    checked = Recipe.parse({k: v for k, v in recipe.items() if k != "quiet"})  # before anything is written
+    count = len(load_problems(checked.problems, limit=checked.limit))
+    if count < FEWEST:
+        raise WcseError(
+            f"problems={checked.problems!r}: {count} problems are too few to choose from; give {FEWEST} or more"
+        )
     code = solve(recipe)
     if code == 0:
         _fit(folder, budgets, difficulty)
@@ -53,12 +61,12 @@ def sweep(
     from wcse.optimal.policy_file import tree_budgets
     from wcse.search import parse_strategy
 
-    names: dict[str, None] = dict.fromkeys(_SAMPLERS if scored else _SAMPLERS[:1])
+    names: dict[str, None] = dict.fromkeys(SAMPLERS if scored else SAMPLERS[:1])
     for text in trees if scored else ():
         spec = parse_strategy(text)
         if "n" in spec.options:
             raise WcseError(f"strategy={text!r}: n comes from --budgets; leave it out")
-        if spec.name in (*_SAMPLERS, "greedy", "auto"):
+        if spec.name in (*SAMPLERS, "greedy", "auto"):
             raise WcseError(f"strategy={text!r}: give tree searches; sample sets are swept anyway")
         width = spec.options.get("beam_width", beam_width)
         for n in tree_budgets(budgets, probes, width):
@@ -137,11 +145,12 @@ def _point_row(name: str, point: Mapping[str, float]) -> tuple[str, ...]:
     return name, f"{point['accuracy']:.1%}", interval, f"{point['tokens']:,.0f}"
 
 
-_RECIPE = tuple(
+RECIPE = tuple(
     option
     for option in SOLVE_OPTIONS
-    if option[0] not in ("strategy", "n", "budget", "out", "strategy-policy")
+    if option[0] not in ("strategy", "n", "budget", "out", "strategy-policy", "profile")
 )
+"""Options of ``wcse solve`` that the sweep takes over as they are."""
 
 COMMANDS = (
     Command(
@@ -163,7 +172,7 @@ COMMANDS = (
             ("probes", {"type": int, "metavar": "K", "help": "samples that measure difficulty (default 4)"}),
             ("bins", {"metavar": "B", "help": "quintile or absolute (default quintile)"}),
             ("out", {"metavar": "DIR", "help": "directory of the sweep, optimal.json and policy.json"}),
-            *_RECIPE,
+            *RECIPE,
         ),
         needs=("policy", "problems", "out"),
         epilog="With --difficulty oracle the table explains, and no policy file is written.\n",

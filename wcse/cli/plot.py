@@ -5,38 +5,55 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wcse.cli.command import Command, Options
 from wcse.types import WcseError
 
+if TYPE_CHECKING:
+    from wcse.report.plots import Figure
+
 
 def plot(options: Options) -> int:
-    """Draw one figure of a run, or of what ``wcse optimal`` found."""
-    from wcse.report.figures import BY_X, frontier, with_levels
+    """Draw one figure of a run, or of what ``wcse optimal`` or ``wcse versus`` found."""
+    from wcse.report.figures import BY_X, with_levels
     from wcse.report.plotting import check_suffix, write_figure
 
     out, folder, axis = Path(options["to"]), Path(options["directory"]), options.get("x", "n")
     check_suffix(out)
     if axis not in BY_X:
         raise WcseError(f"x={axis!r} is unknown; use one of {', '.join(BY_X)}")
-    if (folder / "optimal.json").is_file():
+    found = _found(folder)
+    if found is not None:
+        command, axis_drawn, made = found
         if "x" in options:
             raise WcseError(
-                f"{str(folder)!r} holds a result of wcse optimal, drawn against tokens; leave out --x"
+                f"{str(folder)!r} holds a result of wcse {command}, drawn against {axis_drawn}; leave out --x"
             )
-        figure = frontier(json.loads((folder / "optimal.json").read_text(encoding="utf-8")))
+        figure = made
     else:
-        made = BY_X[axis](_summary(folder))
-        if made is None:
+        curve = BY_X[axis](_summary(folder))
+        if curve is None:
             raise WcseError(
                 f"{str(folder)!r} has no curve against {axis}: it needs majority or best_of_n with n of at least 2"
             )
-        figure = made
+        figure = curve
     levels = [level for name in options.get("larger", ()) for level in _levels(Path(name))]
     write_figure(with_levels(figure, levels) if levels else figure, out)
     print(out)
     return 0
+
+
+def _found(folder: Path) -> tuple[str, str, Figure] | None:
+    """The command whose result a directory holds, its x axis, and its figure; None for a run."""
+    from wcse.report.figures import frontier
+    from wcse.report.versus import figure
+
+    for command, axis, draw in (("versus", "FLOPs", figure), ("optimal", "tokens", frontier)):
+        path = folder / f"{command}.json"
+        if path.is_file():
+            return command, axis, draw(json.loads(path.read_text(encoding="utf-8")))
+    return None
 
 
 def _levels(folder: Path) -> list[tuple[str, float]]:
@@ -70,7 +87,7 @@ def _names(text: str) -> tuple[str, ...]:
 COMMANDS = (
     Command(
         "plot",
-        "accuracy against N, tokens or FLOPs as PNG, SVG or CSV; or the result of wcse optimal",
+        "accuracy against N, tokens or FLOPs as PNG, SVG or CSV; or the result of wcse optimal or versus",
         plot,
         (
             ("x", {"metavar": "AXIS", "help": "n, tokens or flops (default n)"}),
@@ -84,7 +101,12 @@ COMMANDS = (
                 },
             ),
         ),
-        arguments=(("directory", {"metavar": "DIR", "help": "directory of a run, or of wcse optimal"}),),
+        arguments=(
+            (
+                "directory",
+                {"metavar": "DIR", "help": "directory of a run, of wcse optimal or of wcse versus"},
+            ),
+        ),
         needs=("to",),
     ),
 )

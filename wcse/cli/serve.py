@@ -69,6 +69,10 @@ _SERVE = (
         {"metavar": "R", "help": "verifier for searches: a model, or 'shared' for the policy's own head"},
     ),
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
+    (
+        "strategy-policy",
+        {"metavar": "FILE", "help": "policy file of wcse optimal, for the models NAME@auto-2x"},
+    ),
     ("host", {"metavar": "H", "help": "address to listen on (default 127.0.0.1; others need a key)"}),
     ("port", {"type": int, "metavar": "N", "help": "port (default 8000)"}),
     ("api-key-file", {"metavar": "FILE", "help": f"accepted keys, one a line; also ${KEY_VARIABLE}"}),

@@ -120,9 +120,9 @@ def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -
 
 def _models(recipe: Recipe) -> dict[str, str]:
     """Fingerprints of the models and of the policy file; a missing one is an error before anything is written."""
-    from wcse.solve import fingerprint_models
+    from wcse.solve import fingerprint_inputs
 
-    prints = fingerprint_models(recipe)
+    prints = fingerprint_inputs(recipe)
     if recipe.strategy_policy:
         prints["strategy_policy"] = _fingerprint_file(recipe.strategy_policy)
     return prints
@@ -266,6 +266,8 @@ SOLVE_OPTIONS = (
     ("agg-strategy", {"metavar": "A", "help": "last, min, prod or mean (default: the verifier's own)"}),
     ("seed", {"type": int, "metavar": "S", "help": "seed of all random numbers (default 42)"}),
     ("system-prompt", {"metavar": "TEXT", "help": "system turn before each problem"}),
+    ("few-shot", {"metavar": "SET", "help": "solved examples before it: a set's name or a JSONL file"}),
+    ("few-shot-k", {"type": int, "metavar": "K", "help": "only the first K examples"}),
     *RUNTIME,
 )
 _SAL = (

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 UNMATCHED = 3
 """Exit code of a run whose costs are not as equal as the recipe asks."""
 
-_ARMS = ("model", "prm", "strategy", "temperature", "max_tokens", "price")
+_ARMS = ("model", "prm", "strategy", "temperature", "max_tokens", "few_shot", "price")
 
 
 def synth(options: Options) -> int:
@@ -206,6 +206,7 @@ def _arm(name: str, about: str) -> Arguments:
         "-strategy": {"metavar": "S", "help": "majority (plain sampling) or a search strategy"},
         "-temperature": {"type": float, "metavar": "T", "help": "sampling temperature (default 0.8)"},
         "-max-tokens": {"type": int, "metavar": "K", "help": "most tokens of a solution (default 1024)"},
+        "-few-shot": {"metavar": "SET", "help": "solved examples before each problem: a set or a JSONL file"},
         "-price": {"type": _prices, "metavar": "IN,OUT", "help": "money for a million tokens read, written"},
     }
     return tuple((f"{name}{option}", settings) for option, settings in options.items())
@@ -238,6 +239,15 @@ _OPTIONS: Arguments = (
     ("judged", {"metavar": "CSV", "help": "a model's labels, from wcse judge"}),
     ("out", {"metavar": "DIR", "help": "journal and outputs (default runs/synth-<digest>)"}),
     ("workers", {"type": int, "metavar": "W", "help": "worker processes (default 0: this one)"}),
+    (
+        "ray",
+        {
+            "nargs": "?",
+            "const": "local",
+            "metavar": "ADDRESS",
+            "help": "work on a Ray cluster; without an address on one that is started here",
+        },
+    ),
     ("batch-size", {"type": int, "metavar": "ROWS", "help": "most rows in a batch"}),
     ("kv-memory-gb", {"type": float, "metavar": "GB", "help": "memory for keys and values"}),
     ("threads", {"type": int, "metavar": "T", "help": "CPU threads"}),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from wcse.cli.command import Arguments, Command, Options
 
 if TYPE_CHECKING:
-    from wcse.train.loop import StepReport
+    from wcse.train.trainers import StepReport
 
 
 def train(options: Options) -> int:

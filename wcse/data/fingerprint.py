@@ -1,15 +1,17 @@
 """Fingerprints of a run's inputs, so that a resumed run notices a changed problem or model file.
 
-Knows nothing of what the files mean.
+Knows where models lie, nothing of what the files mean.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from wcse.models.load import find_model
+from wcse.recipe import OWN, SHARED
 from wcse.types import Problem
 
 _EDGE = 1 << 20
@@ -22,6 +24,20 @@ def fingerprint_problems(problems: Iterable[Problem]) -> str:
     for problem in problems:
         digest.update(json.dumps([problem.id, problem.prompt, problem.answer]).encode() + b"\n")
     return digest.hexdigest()
+
+
+def fingerprint_models(names: Mapping[str, str | None]) -> dict[str, str]:
+    """Fingerprints of models on this machine, under the same keys ("policy", "prm").
+
+    Raises:
+        WcseError: one of them cannot be found.
+    """
+    return {
+        field: fingerprint_path(find_model(name))
+        for field, name in names.items()
+        # A shared head lies in the policy's folder; a measure of the policy needs no file.
+        if name is not None and name != SHARED and not name.startswith(OWN)
+    }
 
 
 def fingerprint_path(path: Path) -> str:

@@ -17,6 +17,9 @@ MAX_N = 16384
 LEAST_TEMPERATURE = 0.01
 """Smaller temperatures above 0 are raised to this: they would overflow the logits."""
 
+LEAST_TOP_P = 2.0**-126
+"""Smaller ones are 0 in single precision. They mean the same: the most likely token."""
+
 STRUCTURED_KINDS = ("json", "regex", "choice", "grammar")
 
 
@@ -65,7 +68,7 @@ def _flag(name: str, value: object) -> None:
         raise FieldError(name, value, "give true or false")
 
 
-_NUMBERS = {
+NUMBERS = {
     "temperature": (0.0, 2.0, "[0, 2]"),
     "top_p": (5e-324, 1.0, "(0, 1]"),
     "min_p": (0.0, 1.0, "[0, 1]"),
@@ -148,7 +151,7 @@ class SamplingParams:
         self._set("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         for name in _FLAGS:
             _flag(name, getattr(self, name))
-        for name, (low, high, shown) in _NUMBERS.items():
+        for name, (low, high, shown) in NUMBERS.items():
             _number(name, getattr(self, name), low, high, shown)
         self._check_integers()
         if self.stop and not self.detokenize:
@@ -166,6 +169,8 @@ class SamplingParams:
         if 0 < self.temperature < LEAST_TEMPERATURE:
             warnings.warn(f"temperature={self.temperature} is raised to {LEAST_TEMPERATURE}", stacklevel=4)
             self._set("temperature", LEAST_TEMPERATURE)
+        if self.top_p < LEAST_TOP_P:
+            self._set("top_p", LEAST_TOP_P)
         if self.seed == -1:
             self._set("seed", None)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from wcse.models.decoder import Decoder
 from wcse.models.gguf import open_gguf, spec_from_gguf
@@ -247,11 +247,21 @@ def _folder_tokenizer(path: Path) -> PreTrainedTokenizerBase:
             f"{path}: no tokenizer (none of {', '.join(_TOKENIZER_FILES)}); copy the tokenizer files there"
         )
     try:
+        if _is_plain(path):
+            return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust side raises plain Exception for a corrupt file
         raise WcseError(
             f"{path}: the tokenizer cannot be loaded ({_first_line(error)}); download it again"
         ) from None
+
+
+def _is_plain(path: Path) -> bool:
+    """It needs no class of its own. To find that out ``AutoTokenizer`` imports torch.distributed and sympy: seconds."""
+    file = path / "tokenizer_config.json"
+    if not file.is_file() or not (path / "tokenizer.json").is_file():
+        return False
+    return read_json(file).get("tokenizer_class") == "PreTrainedTokenizerFast"
 
 
 def _folder_eos_ids(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,45 +66,76 @@ def save(
         raise WcseError(f"{str(path)!r}: cannot be written: {error.strerror or error}") from error
 
 
-def load_choices(
-    path: str, n: int, base: SearchConfig, *, names: Mapping[str, str | None], inputs: Mapping[str, str]
-) -> Choices:
-    """The choices at budget ``n``: those of the largest budget in the file that is not above it.
+@dataclass(frozen=True, slots=True)
+class PolicyFile:
+    """A policy file that is known to belong to the models at hand.
+
+    Attributes:
+        path: for messages.
+        budgets: that it has a table for, rising.
+    """
+
+    path: str
+    budgets: tuple[int, ...]
+    data: Mapping[str, Any]
+
+    def choices(self, n: int, base: SearchConfig) -> Choices:
+        """The choices at budget ``n``: those of the largest budget in the file that is not above it.
+
+        Args:
+            base: the run's search settings.
+
+        Raises:
+            WcseError: not such a file, an unknown difficulty feature, or ``n`` below the smallest budget.
+        """
+        path = self.path
+        try:
+            feature = self.data["difficulty"]
+            if feature["feature"] not in FEATURES:
+                raise WcseError(
+                    f"strategy_policy={path!r}: difficulty feature {feature['feature']!r} cannot be measured "
+                    f"here; use a file made with {' or '.join(FEATURES)}"
+                )
+            fitting = [budget for budget in self.budgets if budget <= n]
+            if not fitting:
+                raise WcseError(
+                    f"strategy_policy={path!r}: n={n} is below its smallest budget {self.budgets[0]}; raise n"
+                )
+            specs = self.data["budgets"][str(fitting[-1])]
+            edges = tuple(float(edge) for edge in self.data["edges"])
+            if len(specs) != len(edges) + 1:
+                raise WcseError(
+                    f"strategy_policy={path!r}: {len(specs)} bins but {len(edges)} edges; make it again"
+                )
+            agg = base.agg_strategy or feature["agg_strategy"]
+            bins = tuple(_choice(text, replace(base, agg_strategy=agg)) for text in specs)
+            return Choices(fitting[-1], feature["feature"], int(feature["samples"]), agg, edges, bins)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _no_policy_file(path, error) from error
+
+
+def read_policy(path: str, *, names: Mapping[str, str | None], inputs: Mapping[str, str]) -> PolicyFile:
+    """Open a policy file.
 
     Args:
-        base: the run's search settings.
         names, inputs: the run's models and their fingerprints, keys "policy" and "prm".
 
     Raises:
-        WcseError: no file, not such a file, other models, an unknown difficulty feature, or ``n`` below the
-            file's smallest budget.
+        WcseError: no file, not such a file, or one for other models.
     """
     data = _read(Path(path))
     try:
         _same_models(path, data["models"], names, inputs)
-        feature = data["difficulty"]
-        if feature["feature"] not in FEATURES:
-            raise WcseError(
-                f"strategy_policy={path!r}: difficulty feature {feature['feature']!r} cannot be measured here; "
-                f"use a file made with {' or '.join(FEATURES)}"
-            )
-        budgets = sorted(int(key) for key in data["budgets"])
-        fitting = [budget for budget in budgets if budget <= n]
-        if not fitting:
-            raise WcseError(
-                f"strategy_policy={path!r}: n={n} is below its smallest budget {budgets[0]}; raise n"
-            )
-        specs = data["budgets"][str(fitting[-1])]
-        edges = tuple(float(edge) for edge in data["edges"])
-        if len(specs) != len(edges) + 1:
-            raise WcseError(
-                f"strategy_policy={path!r}: {len(specs)} bins but {len(edges)} edges; make it again"
-            )
-        agg = base.agg_strategy or feature["agg_strategy"]
-        bins = tuple(_choice(text, replace(base, agg_strategy=agg)) for text in specs)
-        return Choices(fitting[-1], feature["feature"], int(feature["samples"]), agg, edges, bins)
+        budgets = tuple(sorted(int(key) for key in data["budgets"]))
+        if not budgets or budgets[0] < 1:
+            raise KeyError("budgets")
+        return PolicyFile(path, budgets, data)
     except (KeyError, TypeError, AttributeError) as error:
-        raise WcseError(f"strategy_policy={path!r}: not a policy file of wcse optimal ({error})") from error
+        raise _no_policy_file(path, error) from error
+
+
+def _no_policy_file(path: str, error: Exception) -> WcseError:
+    return WcseError(f"strategy_policy={path!r}: not a policy file of wcse optimal ({error})")
 
 
 def _choice(text: str, base: SearchConfig) -> Choice:

@@ -13,12 +13,12 @@ import json
 import zlib
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from typing import Any, BinaryIO
 
 from wcse.data.record import Path, SolveRecord
 from wcse.data.tables import clean
 from wcse.report import overview
+from wcse.report.assets import asset, fill, source
 
 MOST_TREE_BYTES = 48 << 20
 """Size at which the page stops taking trees; the rest stay in ``nodes.parquet``."""
@@ -48,16 +48,16 @@ class Report:
 
     def write(self, file: BinaryIO, summary: Mapping[str, Any]) -> None:
         """Write the page; ``summary`` is that of the same records."""
-        style, script = _asset("page.css"), _asset("page.js")
+        style, script = asset("page.css"), asset("page.js")
         index = {
             "strategies": list(summary["strategies"]),
             "first": overview.best_strategy(summary),
             "problems": list(self._problems.values()),
             "leftOut": self.left_out,
         }
-        head, _, tail = _asset("page.html").partition("{{pieces}}")
+        head, _, tail = asset("page.html").partition("{{pieces}}")
         values = {
-            "csp": f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}",
+            "csp": f"default-src 'none'; style-src {source(style)}; script-src {source(script)}",
             "title": escape(f"wcse run {summary['run']}"),
             "style": style,
             "script": script,
@@ -70,10 +70,10 @@ class Report:
             ),
             "index": _embeddable(index),
         }
-        file.write(_fill(head, values).encode())
+        file.write(fill(head, values).encode())
         for piece in self._pieces:
             file.write(piece.encode("ascii"))
-        file.write(_fill(tail, values).encode())
+        file.write(fill(tail, values).encode())
 
     def _embed_once(self, nodes: list[Any]) -> int:
         """The tree's piece; strategies that drew the same samples share it."""
@@ -139,26 +139,7 @@ def _gist(record: SolveRecord) -> str:
     return text if len(text) <= 90 else text[:89] + "…"
 
 
-def _asset(name: str) -> str:
-    return files("wcse.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _source(text: str) -> str:
-    """The CSP source of an inline block: its hash."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
-
-
 def _embeddable(value: Any) -> str:
     """JSON that cannot end the script element it stands in: no ``<``, ``>`` or ``&`` is left in it."""
     text = json.dumps(value, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    """Replace ``{{name}}``; one pass, so a value that looks like a placeholder stays as it is."""
-    parts = template.split("{{")
-    filled = [parts[0]]
-    for part in parts[1:]:
-        name, _, rest = part.partition("}}")
-        filled += [values[name], rest]
-    return "".join(filled)

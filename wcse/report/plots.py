@@ -13,6 +13,7 @@ from html import escape
 WIDTH, HEIGHT = 640, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 172, 14, 46
 _LABEL_GAP = 16
+_LETTER = 7.4  # pixels of a label's letter, about
 _ASIDE = 13
 
 
@@ -86,7 +87,8 @@ def plot(
     left = max([WIDTH - _RIGHT + 40.0, *(x + 24 for x in at)])  # points that were moved aside push the names
     parts.append(_labels(frame, lines, points, at, left))
     label = escape(f"{y_title} against {x_title}", quote=True)
-    width = round(left + _RIGHT - 40)
+    names = [line.name for line in lines] + [point.name for point in points]
+    width = round(left + max(_RIGHT - 40.0, _LETTER * max(map(len, names), default=0)))
     opening = f'<svg class="plot" viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{label}">'
     return f"{opening}{''.join(parts)}</svg>"
 

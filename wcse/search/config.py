@@ -18,6 +18,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "compat": (SEARCH_AND_LEARN,),
 }
 _LEAST = {"n": 1, "beam_width": 1, "num_iterations": 1, "lookahead": 0, "checkpoint_tokens": 1, "chunk": 1}
+_FLAGS = ("filter_duplicates", "sort_completed")
 _RANGES: dict[str, tuple[float, float]] = {
     "softmax_temperature": (1e-6, 1e6),
     "ess_threshold": (0.0, 1.0),
@@ -86,6 +87,9 @@ class SearchConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise WcseError(f"{name}={value!r} must be a number from {low:g} to {high:g}")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise WcseError(f"{name}={getattr(self, name)!r} must be true or false")
         for name, words in _WORDS.items():
             value = getattr(self, name)
             if value not in words and not (name == "compat" and value is None):

@@ -17,6 +17,7 @@ from wcse.serve.errors import ApiError
 from wcse.serve.fields import as_api_error
 from wcse.serve.guard import LOOPBACK, Guard
 from wcse.serve.openai_api import OpenAI
+from wcse.serve.schema import Schemas
 from wcse.serve.service import ServeConfig, Service
 from wcse.serve.stream import ClientGone
 from wcse.serve.token_api import Tokens
@@ -37,6 +38,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="wcse", docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
     openai, tokens = OpenAI(service), Tokens(service)
+    schemas = Schemas(service.config.limits, service.model.spec.vocab_size, service.config.max_logprobs)
     routes: list[tuple[str, str, Callable[[Request], Any]]] = [
         ("GET", "/health", tokens.health),
         ("GET", "/version", tokens.version),
@@ -53,7 +55,14 @@ def create_app(service: Service) -> FastAPI:
         ("POST", "/inference/v1/generate", tokens.generate),
     ]
     for method, path, endpoint in routes:
-        app.add_api_route(path, endpoint, methods=[method], response_model=None)
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            response_model=None,
+            openapi_extra=schemas.operation(path),
+            summary=(endpoint.__doc__ or "").strip() or None,
+        )
     _add_error_handlers(app, service)
     app.add_middleware(Guard, keys=service.config.keys)
     return app
@@ -102,7 +111,7 @@ def make_server(service: Service, *, host: str, port: int) -> uvicorn.Server:
             create_app(service),
             host=host,
             port=port,
-            log_level="warning",
+            log_level="error",  # not a line for each broken request
             access_log=False,
             server_header=False,
             limit_concurrency=MAX_CONNECTIONS,

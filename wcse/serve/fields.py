@@ -85,6 +85,9 @@ MAX_STOPS, MAX_STOP_CHARS = 16, 256
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 64
 MAX_GRAMMAR_CHARS = 65536
+MAX_TEXTS = 64
+"""Texts of one request to /pooling or /score."""
+STREAM_OPTIONS = ("include_usage", "continuous_usage_stats", "include_obfuscation")
 
 
 def check_names(body: Mapping[str, Any], known: Iterable[str], *, lenient: bool = False) -> dict[str, Any]:
@@ -168,9 +171,11 @@ def options(body: Mapping[str, Any]) -> Options:
     stream_options = body.get("stream_options", {})
     if not isinstance(stream_options, dict):
         raise bad("stream_options", "stream_options must be an object")
-    for name in stream_options:
-        if name not in ("include_usage", "continuous_usage_stats", "include_obfuscation"):
+    for name, value in stream_options.items():
+        if name not in STREAM_OPTIONS:
             raise bad(f"stream_options.{name[:64]}", "unknown field in stream_options", "unknown_parameter")
+        if value is not None and not isinstance(value, bool):
+            raise bad(f"stream_options.{name}", f"stream_options.{name} must be true or false")
     search = body.get("search", {})
     if not isinstance(search, dict):
         raise bad("search", "search must be an object such as {'strategy': 'majority', 'n': 8}")
@@ -179,7 +184,7 @@ def options(body: Mapping[str, Any]) -> Options:
         raise bad("stream_options", "stream_options needs stream=true")
     return Options(
         stream=stream,
-        usage_in_stream=flag(stream_options, "include_usage"),
+        usage_in_stream=bool(stream_options.get("include_usage")),
         echo=flag(body, "echo"),
         token_ids=flag(body, "return_token_ids"),
         tokens_as_ids=flag(body, "return_tokens_as_token_ids"),
@@ -265,7 +270,7 @@ def _is_id(value: Any) -> bool:
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_MESSAGE = (
+MESSAGE = (
     "role",
     "content",
     "name",
@@ -297,7 +302,7 @@ def _message(i: int, part: Any) -> dict[str, str]:
     if not isinstance(part, dict) or part.get("role") not in ROLES:
         raise bad(f"{where}.role", f"{where} must be an object with a role of {', '.join(ROLES)}")
     for name in part:
-        if name not in _MESSAGE:
+        if name not in MESSAGE:
             raise bad(f"{where}.{name[:64]}", f"unknown field in {where}", "unknown_parameter")
     if part.get("tool_calls"):
         raise bad(f"{where}.tool_calls", "tool calls are not offered")

@@ -9,10 +9,12 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from wcse.engine.driver import Driver, Job, Outcome
 from wcse.engine.generate import Backend
+from wcse.engine.runner import KVMemoryError
 from wcse.types import WcseError
 
 
@@ -25,7 +27,8 @@ class Work:
 
     def __init__(self) -> None:
         self.events: asyncio.Queue[Any] = asyncio.Queue()
-        self._front = asyncio.get_running_loop()
+        self.front = asyncio.get_running_loop()
+        self.outbox: list[tuple[Work, Any]] = []  # the engine loop's own, from submit on
 
     def start(self, loop: EngineLoop) -> None:
         """Queue the work.
@@ -43,11 +46,13 @@ class Work:
         raise NotImplementedError
 
     def send(self, event: Any) -> None:
-        """Put an event into ``events``; an exception is a failure, and the last one."""
-        try:
-            self._front.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the event loop is closed: nobody listens any more
-            return
+        """Put an event into ``events`` when the step ends; an exception is a failure, and the last one."""
+        self.outbox.append((self, event))
+
+
+def _deliver(letters: list[tuple[Work, Any]]) -> None:
+    for work, event in letters:
+        work.events.put_nowait(event)
 
 
 class EngineLoop:
@@ -66,6 +71,7 @@ class EngineLoop:
         self.failures = 0
         self.active: set[Work] = set()
         self._searches: dict[Job, Callable[[Outcome], None]] = {}
+        self._outbox: list[tuple[Work, Any]] = []
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="wcse-engine", daemon=True)
 
@@ -84,6 +90,7 @@ class EngineLoop:
         return self._thread.is_alive()
 
     def submit(self, work: Work) -> None:
+        work.outbox = self._outbox
         self._commands.put(lambda: self._start(work))
 
     def cancel(self, work: Work) -> None:
@@ -124,7 +131,9 @@ class EngineLoop:
                 self._step()
             except Exception as error:  # whatever it was, it must not end the server
                 self._fail_all(error)
+            self._post()
         self._fail_all(Stopped("the server is shutting down"))
+        self._post()
 
     def _obey(self) -> bool:
         """Run the commands that wait; wait for one when there is no work. False: close."""
@@ -140,6 +149,7 @@ class EngineLoop:
                 command()
             except Exception as error:
                 self._fail_all(error)
+            self._post()
             block = False
 
     def _step(self) -> None:
@@ -153,6 +163,16 @@ class EngineLoop:
         for work in list(self.active):
             work.flush()
         self.on_step()
+
+    def _post(self) -> None:
+        """Wake each event loop once for all its events of the step."""
+        letters: dict[asyncio.AbstractEventLoop, list[tuple[Work, Any]]] = {}
+        for work, event in self._outbox:
+            letters.setdefault(work.front, []).append((work, event))
+        self._outbox.clear()
+        for front, found in letters.items():
+            with suppress(RuntimeError):  # the event loop is closed: nobody listens any more
+                front.call_soon_threadsafe(_deliver, found)
 
     def _start(self, work: Work) -> None:
         self.active.add(work)
@@ -172,7 +192,7 @@ class EngineLoop:
         """The state of a broken step is unknown: everything that took part ends, and its memory is freed."""
         self.failures += not isinstance(error, Stopped)
         # A mistake of one user found this deep (no memory for one path) is not the others' mistake.
-        shown = Stopped("the engine ran out of memory") if isinstance(error, WcseError) else error
+        shown = Stopped("the engine ran out of memory") if isinstance(error, KVMemoryError) else error
         for work in list(self.active):
             self._abort(work)
             work.send(shown)

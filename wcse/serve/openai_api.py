@@ -31,7 +31,7 @@ from wcse.serve.replies import (
     token_extras,
     usage,
 )
-from wcse.serve.search import Plan, Ranked, aliases, rank
+from wcse.serve.search import Plan, Ranked, rank
 from wcse.serve.service import Service
 from wcse.serve.stream import EventStream, events, last_event
 from wcse.serve.work import CompletionWork, Delta, SearchRequest, SearchWork, without_limit
@@ -62,7 +62,7 @@ class OpenAI:
     async def models(self, request: Request) -> Response:
         """The model and its searches."""
         service = self.service
-        names = [service.name, *aliases(service.name, verifier=service.scorer is not None)]
+        names = [service.name, *service.planner.aliases(service.name)]
         return json_reply({"object": "list", "data": [self._entry(name) for name in names]})
 
     async def model(self, request: Request) -> Response:
@@ -256,7 +256,7 @@ class OpenAI:
             )
         )
         outcome: Outcome = await last_event(work, service.loop, request)
-        ranked = await run_in_threadpool(rank, outcome, plan, service.judge)
+        ranked = await run_in_threadpool(rank, outcome.solutions, outcome.selector, plan, service.judge)
         chosen = ranked[: params.n]
         choices = [_search_choice(i, found, call) for i, found in enumerate(chosen)]
         cost = search_usage(outcome.policy, outcome.verifier, len(outcome.nodes))

@@ -8,28 +8,25 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wcse.answers import Judge, answer_classes, extract_answer
-from wcse.engine.driver import Outcome
-from wcse.search import STRATEGIES, SearchConfig, Strategy, get_strategy
+from wcse.optimal.policy_file import PolicyFile
+from wcse.search import STRATEGIES, SearchConfig, Strategy, parse_strategy
+from wcse.search.strategy import SHAPE, Spec
 from wcse.serve.errors import bad
 from wcse.types import Node, WcseError
 from wcse.votes import ballots, by_rank, get_selector
 
-_ALIAS = re.compile(r"([a-z_]+)((?:-[nmi][0-9]{1,6})*)")
+_ALIAS = re.compile(r"([a-z_]+)((?:-(?:[nmi][0-9]{1,6}|[0-9]{1,6}x))*)")
 _SETTINGS = {"n": "n", "m": "beam_width", "i": "num_iterations"}
-FIELDS = ("strategy", "n", "beam_width", "num_iterations", "agg_strategy", "selector")
-LISTED = {
-    "greedy": (),
-    "majority": ("n8", "n32"),
-    "best_of_n": ("n8", "n32"),
-    "weighted_best_of_n": ("n8", "n32"),
-    "beam_search": ("n8-m4", "n16-m4"),
-    "dvts": ("n8-m4", "n16-m4"),
-}
-"""Aliases that ``/v1/models`` lists; every other number works too."""
+TIMES = "times"
+"""Setting of the alias ``auto-2x``: the budget as a multiple of the policy file's smallest one."""
+
+LISTED = ("n8", "n32")
+LISTED_TREES = ("n8-m4", "n16-m4")
+"""Sizes that ``/v1/models`` lists; every other number works too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +36,124 @@ class Plan:
     name: str
     strategy: Strategy
     config: SearchConfig
-    selector: str
+    selector: str | None
+    """The one that was asked for; None: the strategy's own, or the one that it chose for the problem."""
     bounded: bool = True
     """The verifier's scores lie in [0, 1]; others count by their rank."""
 
+    @property
+    def rows(self) -> int:
+        """Solutions that it may write at most, lookahead rollouts included."""
+        return self.config.n * (1 + self.config.lookahead)
 
-def aliases(model: str, *, verifier: bool) -> list[str]:
-    """The aliases to list for a model."""
-    names = []
-    for name, sizes in LISTED.items():
-        if STRATEGIES[name].needs_prm and not verifier:
-            continue
-        names += [f"{model}@{name}-{size}" for size in sizes] or [f"{model}@{name}"]
-    return names
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """What this server can search with.
+
+    Args:
+        default_agg: the verifier's own aggregation; None: there is no verifier.
+        bounded: the verifier's scores lie in [0, 1].
+        policy: for the strategy auto; None: it is not offered.
+    """
+
+    default_agg: str | None = None
+    bounded: bool = True
+    policy: PolicyFile | None = None
+
+    def aliases(self, model: str) -> list[str]:
+        """The aliases to list for a model: every strategy that runs here, at usual sizes."""
+        names: list[str] = []
+        for name, strategy in STRATEGIES.items():
+            if strategy.needs_prm and self.default_agg is None:
+                continue
+            names += [f"{model}@{name}{size}" for size in self._sizes(name, strategy)]
+        return names
+
+    def _sizes(self, name: str, strategy: Strategy) -> list[str]:
+        if name == "greedy":
+            return [""]
+        if name == "auto":
+            return [f"-{times}" for times in _multiples(self.policy.budgets)] if self.policy else []
+        trees = "beam_width" in strategy.options
+        return [f"-{size}" for size in (LISTED_TREES if trees else LISTED)]
+
+    def plan(self, settings: Mapping[str, Any], param: str) -> Plan:
+        """A checked plan.
+
+        Args:
+            param: the field to blame.
+
+        Raises:
+            ApiError: a setting is unknown or wrong, or the strategy needs what this server does not have.
+        """
+        spec = _spec(settings.get("strategy"), param)
+        strategy = STRATEGIES[spec.name]
+        options = {name: value for name, value in settings.items() if name != "strategy"}
+        selector, times = options.pop("selector", None), options.pop(TIMES, None)
+        _check_options(options, spec.name, param)
+        if times is not None:
+            options["n"] = self._budget(spec.name, times, param)
+        try:
+            config = spec.config(SearchConfig(**options))
+            strategy.check(config)
+            _check_selector(selector)
+            if spec.name == "auto" and self.default_agg is not None:
+                config = replace(config, choices=self._policy(param).choices(config.n, config))
+        except WcseError as error:
+            raise bad(param, str(error)) from None
+        scored = strategy.needs_prm or (selector or strategy.selector) != "majority"
+        if scored and self.default_agg is None:
+            raise bad(param, f"{spec.name} needs a verifier and this server has none; start it with --prm")
+        config = config.with_default(self.default_agg or "last")
+        if not self.bounded and config.aggregation == "prod":
+            raise bad(
+                param, "agg_strategy='prod': this verifier's scores are unbounded; use last, min or mean"
+            )
+        return Plan(spec.name, strategy, config, selector, self.bounded)
+
+    def _policy(self, param: str) -> PolicyFile:
+        if self.policy is None:
+            raise bad(param, "auto needs a policy file; start the server with --strategy-policy FILE")
+        return self.policy
+
+    def _budget(self, name: str, times: int, param: str) -> int:
+        if name != "auto":
+            raise bad(param, f"{times}x goes with auto; give {name} a budget in solutions, as in {name}-n8")
+        return times * self._policy(param).budgets[0]
+
+
+def _spec(wanted: Any, param: str) -> Spec:
+    field = "search.strategy" if param == "search" else param
+    if not isinstance(wanted, str):
+        raise bad("search.strategy", f"give one of {', '.join(STRATEGIES)}")
+    try:
+        return parse_strategy(wanted[:256])
+    except WcseError as error:
+        raise bad(field, str(error)) from None
+
+
+def _check_options(options: Mapping[str, Any], strategy: str, param: str) -> None:
+    """Each by itself, so that the one at fault is named."""
+    known = ("selector", *SHAPE, *STRATEGIES[strategy].options)
+    for name, value in options.items():
+        field = f"search.{name[:64]}" if param == "search" else param
+        if name not in known:
+            raise bad(field, f"{strategy} has no setting {name[:64]!r}; it has {', '.join(known)}")
+        try:
+            SearchConfig(**{name: value})
+        except (WcseError, TypeError) as error:
+            raise bad(field, str(error)) from None
+
+
+def _check_selector(selector: Any) -> None:
+    if selector is not None:
+        get_selector(selector if isinstance(selector, str) else "")
+
+
+def _multiples(budgets: Sequence[int]) -> list[str]:
+    """How an alias names each budget: as a multiple of the first, or by its number."""
+    return [f"n{n}" if n % budgets[0] else f"{n // budgets[0]}x" for n in budgets]
 
 
 def parse_alias(text: str) -> dict[str, Any]:
@@ -62,47 +164,14 @@ def parse_alias(text: str) -> dict[str, Any]:
     """
     match = _ALIAS.fullmatch(text)
     if match is None:
-        raise bad("model", f"{text[:64]!r} is no search; write it as in majority-n8 or dvts-n16-m4")
+        raise bad("model", f"{text[:64]!r} is no search; write it as in majority-n8, dvts-n16-m4 or auto-2x")
     settings: dict[str, Any] = {"strategy": match[1]}
     for part in match[2].split("-")[1:]:
-        settings[_SETTINGS[part[0]]] = int(part[1:])
+        if part[-1] == "x":
+            settings[TIMES] = int(part[:-1])
+        else:
+            settings[_SETTINGS[part[0]]] = int(part[1:])
     return settings
-
-
-def make_plan(
-    settings: Mapping[str, Any], *, default_agg: str | None, param: str, bounded: bool = True
-) -> Plan:
-    """A checked plan.
-
-    Args:
-        default_agg: the verifier's own aggregation; None: there is no verifier.
-        bounded: the verifier's scores lie in [0, 1].
-        param: the field to blame.
-
-    Raises:
-        ApiError: a setting is unknown or wrong, or the strategy needs a verifier that is not there.
-    """
-    for name in settings:
-        if name not in FIELDS:
-            raise bad(f"{param}.{name[:64]}", f"unknown setting; there are {', '.join(FIELDS)}")
-    wanted = settings.get("strategy")
-    if not isinstance(wanted, str):
-        raise bad(f"{param}.strategy", f"give one of {', '.join(STRATEGIES)}")
-    try:
-        name, strategy = get_strategy(wanted[:64])
-        numbers = {f: settings[f] for f in ("n", "beam_width", "num_iterations") if f in settings}
-        config = SearchConfig(**numbers, agg_strategy=settings.get("agg_strategy"))
-        strategy.check(config)
-        selector = settings.get("selector", strategy.selector)
-        get_selector(selector)
-    except (WcseError, TypeError) as error:
-        raise bad(param, str(error)) from None
-    if (strategy.needs_prm or selector != "majority") and default_agg is None:
-        raise bad(param, f"{name} needs a verifier and this server has none; start it with --prm")
-    config = config.with_default(default_agg or "last")
-    if not bounded and config.aggregation == "prod":
-        raise bad(param, "agg_strategy='prod': this verifier's scores are unbounded; use last, min or mean")
-    return Plan(name, strategy, config, selector, bounded)
 
 
 def split_model(model: str) -> tuple[str, str | None]:
@@ -133,15 +202,18 @@ class Ranked:
         }
 
 
-def rank(outcome: Outcome, plan: Plan, judge: Judge) -> list[Ranked]:
-    """The solutions: the selected one first, then complete before unfinished, by score, then by path."""
-    nodes: Sequence[Node] = outcome.solutions
+def rank(nodes: Sequence[Node], selector: str | None, plan: Plan, judge: Judge) -> list[Ranked]:
+    """The solutions: the selected one first, then complete before unfinished, by score, then by path.
+
+    Args:
+        selector: what the search itself asked for, if it did.
+    """
     answers = [extract_answer(node.completion) if node.complete else None for node in nodes]
     scored = plan.strategy.needs_prm
     votes = ballots(nodes, answer_classes(answers, judge), plan.config.aggregation if scored else None)
     if not plan.bounded:
         votes = by_rank(votes)
-    pick = get_selector(plan.selector)(votes)
+    pick = get_selector(plan.selector or selector or plan.strategy.selector)(votes)
     found = [
         Ranked(node, answer, vote.score, i == pick)
         for i, (node, answer, vote) in enumerate(zip(nodes, answers, votes, strict=True))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from wcse.answers import MathPool
+from wcse.data.fingerprint import fingerprint_models
 from wcse.data.grading import classify
 from wcse.engine.driver import Driver, Scorer
 from wcse.engine.engine import Engine
@@ -20,6 +21,7 @@ from wcse.engine.generate import Backend, Prompt
 from wcse.engine.llm import pages_in, to_prompt
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
+from wcse.optimal.policy_file import read_policy
 from wcse.prompts import render_chat
 from wcse.reward.load import load_verifier
 from wcse.serve.admission import Admission, Cost, Limits
@@ -28,11 +30,14 @@ from wcse.serve.errors import ApiError, bad
 from wcse.serve.fields import as_api_error, check_names
 from wcse.serve.loop import EngineLoop
 from wcse.serve.metrics import Metrics
-from wcse.serve.search import Plan, make_plan, parse_alias, split_model
+from wcse.serve.search import TIMES, Plan, Planner, parse_alias, split_model
 from wcse.types import WcseError
 
 MOST_CHARS = 32
 """A prompt with more characters than this for each token of the context cannot fit; it is not even tokenised."""
+
+IN_PLACE = 4096
+"""Characters or ids of a prompt that is tokenised in the event loop itself, in about a millisecond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class ServeConfig:
         name: what clients call it; None: its own name.
         prm: verifier, as in a recipe; None: only searches without one.
         keys: accepted API keys; none: callers on this machine only.
+        strategy_policy: policy file of ``wcse optimal`` for these models; it makes ``NAME@auto-2x`` a model.
         structured: take JSON schemas and grammars from requests.
         delimiter: what ends a step of a search.
     """
@@ -52,6 +58,7 @@ class ServeConfig:
     name: str | None = None
     prm: str | None = None
     prm_family: str | None = None
+    strategy_policy: str | None = None
     keys: tuple[str, ...] = ()
     seed: int = 0
     max_num_seqs: int = 256
@@ -79,6 +86,7 @@ class Service:
         self.engine = Engine(self.model, max_rows=config.max_num_seqs, num_pages=pages)
         self.backend = Backend(self.engine, max_logprobs=config.max_logprobs)
         self.scorer = _scorer(config, self.engine)
+        self.planner = _planner(config, self.scorer)
         self.judge = MathPool()
         driver = Driver(
             self.engine,
@@ -141,13 +149,13 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
-        settings = (parse_alias(alias) if alias else {}) | dict(body.get("search") or {})
+        chosen = dict(body.get("search") or {})
+        if TIMES in chosen:  # a setting of aliases only
+            raise bad(f"search.{TIMES}", "give n, a number of solutions")
+        settings = (parse_alias(alias) if alias else {}) | chosen
         if not settings:
             return self.name, None
-        agg = self.scorer.default_agg if self.scorer else None
-        bounded = self.scorer.bounded if self.scorer else True
-        blamed = "search" if body.get("search") else "model"
-        return asked, make_plan(settings, default_agg=agg, param=blamed, bounded=bounded)
+        return asked, self.planner.plan(settings, "search" if chosen else "model")
 
     async def prompt(self, value: str | list[int]) -> Prompt:
         """Token ids of a prompt; long text is tokenised beside the event loop.
@@ -158,7 +166,7 @@ class Service:
         if len(value) > (MOST_CHARS if isinstance(value, str) else 1) * self.model.context:
             raise self._too_long(len(value))
         try:
-            prompt = await run_in_threadpool(to_prompt, self.model, value)
+            prompt = await _beside(len(value), to_prompt, self.model, value)
         except WcseError as error:
             raise as_api_error(error, "prompt") from None
         return self._checked(prompt, "prompt")
@@ -169,17 +177,18 @@ class Service:
         Raises:
             ApiError: the template refuses it, or it is too long.
         """
-        if sum(len(m["content"]) for m in messages) > MOST_CHARS * self.model.context:
-            raise self._too_long(sum(len(m["content"]) for m in messages))
+        size = sum(len(m["content"]) for m in messages)
+        if size > MOST_CHARS * self.model.context:
+            raise self._too_long(size)
         try:
-            ids = await run_in_threadpool(render_chat, self.model.tokenizer, messages, **switches)
+            ids = await _beside(size, render_chat, self.model.tokenizer, messages, **switches)
         except WcseError as error:
             raise as_api_error(error, "messages") from None
         return self._checked(Prompt(ids=ids), "messages")
 
     def cost(self, prompts: Sequence[Prompt], params: SamplingParams, plan: Plan | None = None) -> Cost:
         """What the request may take at most."""
-        each = plan.config.n if plan else params.draws
+        each = plan.rows if plan else params.draws
         width = self.model.spec.vocab_size if params.logprobs == -1 else params.logprobs or 0
         return Cost(
             prompt_tokens=sum(len(p.ids) for p in prompts),
@@ -208,14 +217,31 @@ class Service:
         )
 
 
-def _shortened(model: LoadedModel, length: int | None) -> LoadedModel:
-    from dataclasses import replace
+async def _beside(size: int, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call beside the event loop, or at once where that takes less time than changing threads."""
+    if size <= IN_PLACE:
+        return function(*args, **options)
+    return await run_in_threadpool(function, *args, **options)
 
+
+def _shortened(model: LoadedModel, length: int | None) -> LoadedModel:
     if length is None:
         return model
     if not 2 <= length <= model.context:
         raise WcseError(f"max_model_len={length}: give a number from 2 to {model.context}")
     return replace(model, context=length)
+
+
+def _planner(config: ServeConfig, scorer: Scorer | None) -> Planner:
+    if scorer is None:
+        if config.strategy_policy is not None:
+            raise WcseError("strategy_policy is for the strategy auto, which needs a verifier; set prm")
+        return Planner()
+    policy = None
+    if config.strategy_policy is not None:
+        models = {"policy": config.model, "prm": config.prm}
+        policy = read_policy(config.strategy_policy, names=models, inputs=fingerprint_models(models))
+    return Planner(scorer.default_agg, scorer.bounded, policy)
 
 
 def _scorer(config: ServeConfig, engine: Engine) -> Scorer | None:

@@ -28,18 +28,12 @@ async def events(work: Work, loop: EngineLoop, receive: Receive) -> AsyncIterato
         ClientGone: the client disconnected.
         ApiError: the work failed.
     """
-    gone = asyncio.create_task(_disconnected(receive))
+    gone = asyncio.create_task(_disconnected(receive, work))
     try:
         while True:
-            item = asyncio.create_task(work.events.get())
-            try:
-                await asyncio.wait({item, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if gone.done():
-                    raise ClientGone
-            finally:
-                if not item.done():
-                    item.cancel()
-            event = item.result()
+            event = await work.events.get()
+            if isinstance(event, ClientGone):
+                raise event
             if isinstance(event, WcseError):
                 raise as_api_error(event)
             if isinstance(event, Stopped):
@@ -52,9 +46,11 @@ async def events(work: Work, loop: EngineLoop, receive: Receive) -> AsyncIterato
         loop.cancel(work)
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _disconnected(receive: Receive, work: Work) -> None:
+    """Tell the work's reader that the client has gone; it wakes at once, with no task for each event."""
     while (await receive())["type"] != "http.disconnect":
         continue
+    work.events.put_nowait(ClientGone())
 
 
 async def last_event(work: Work, loop: EngineLoop, request: Request) -> Any:

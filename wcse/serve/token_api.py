@@ -12,7 +12,7 @@ from starlette.responses import Response
 from wcse.engine.generate import Prompt
 from wcse.engine.pooling import POOLING_TASKS, pool, similarity
 from wcse.prompts import render_text
-from wcse.serve import fields
+from wcse.serve import fields, schema
 from wcse.serve.admission import Cost
 from wcse.serve.errors import ApiError, bad, json_reply
 from wcse.serve.fields import as_api_error
@@ -22,8 +22,6 @@ from wcse.serve.stream import last_event
 from wcse.serve.work import CompletionWork, ReadWork, without_limit
 from wcse.tokens import decode
 from wcse.types import WcseError
-
-MAX_TEXTS = 64
 
 
 class Tokens:
@@ -46,28 +44,19 @@ class Tokens:
 
     async def tokenize(self, request: Request) -> Response:
         service = self.service
-        body = await service.body(
-            request,
-            (
-                "model",
-                "prompt",
-                "messages",
-                "add_special_tokens",
-                "return_token_strs",
-                "add_generation_prompt",
-                "continue_final_message",
-                "chat_template_kwargs",
-            ),
-        )
+        body = await service.body(request, schema.TOKENIZE)
         service.plan(body)
+        switches, shown = fields.chat_switches(body), fields.flag(body, "return_token_strs")
+        special = fields.flag(body, "add_special_tokens", True)
         if "messages" in body:
-            prompt = await service.conversation(fields.messages(body), fields.chat_switches(body))
+            if "prompt" in body:
+                raise bad("prompt", "give prompt or messages, not both")
+            prompt = await service.conversation(fields.messages(body), switches)
             ids = prompt.ids
         else:
             text = fields.text_of(body, "prompt")
             if len(text) > 4 * MOST_CHARS * service.model.context:
                 raise bad("prompt", "the text is too long")
-            special = fields.flag(body, "add_special_tokens", True)
             ids = await run_in_threadpool(self._encode, text, special)
         reply: dict[str, Any] = {
             "count": len(ids),
@@ -75,7 +64,7 @@ class Tokens:
             "tokens": ids,
             "token_strs": None,
         }
-        if fields.flag(body, "return_token_strs"):
+        if shown:
             reply["token_strs"] = service.model.tokenizer.convert_ids_to_tokens(ids)
         return json_reply(reply)
 
@@ -85,7 +74,7 @@ class Tokens:
 
     async def detokenize(self, request: Request) -> Response:
         service = self.service
-        body = await service.body(request, ("model", "tokens"))
+        body = await service.body(request, schema.DETOKENIZE)
         service.plan(body)
         tokens = body.get("tokens")
         vocab = service.model.spec.vocab_size
@@ -101,14 +90,14 @@ class Tokens:
 
     async def pooling(self, request: Request) -> Response:
         service = self.service
-        body = await service.body(request, ("model", "input", "task", "encoding_format"))
+        body = await service.body(request, schema.POOLING)
         service.plan(body)
         task = body.get("task", "token_embed")
         if task not in POOLING_TASKS:
             raise bad("task", f"task must be one of {', '.join(POOLING_TASKS)}")
         if body.get("encoding_format", "float") != "float":
             raise bad("encoding_format", "only float is offered")
-        texts = fields.prompts({"prompt": body.get("input")}, MAX_TEXTS)
+        texts = fields.prompts({"prompt": body.get("input")}, fields.MAX_TEXTS)
         prompts = [await service.prompt(text) for text in texts]
         states = await self._states(request, prompts)
         data = []
@@ -122,7 +111,7 @@ class Tokens:
 
     async def score(self, request: Request) -> Response:
         service = self.service
-        body = await service.body(request, ("model", "text_1", "text_2"))
+        body = await service.body(request, schema.SCORE)
         service.plan(body)
         left, right = (_texts(body, name) for name in ("text_1", "text_2"))
         left = left * len(right) if len(left) == 1 else left
@@ -150,9 +139,7 @@ class Tokens:
     async def generate(self, request: Request) -> Response:
         """Token ids in, token ids out; text never enters."""
         service = self.service
-        body = await service.body(
-            request, ("model", "token_ids", "sampling_params", "stream", "cache_salt", "request_id")
-        )
+        body = await service.body(request, schema.GENERATE)
         service.plan(body)
         if fields.flag(body, "stream"):
             raise bad("stream", "this endpoint does not stream; use /v1/completions with return_token_ids")
@@ -162,16 +149,19 @@ class Tokens:
         given = body.get("sampling_params", {})
         if not isinstance(given, dict):
             raise bad("sampling_params", "sampling_params must be an object")
-        chosen = fields.check_names(given, (*fields.SAMPLING, "logprobs", "detokenize"))
+        chosen = fields.check_names(given, schema.GENERATE_SAMPLING)
         extra = {name: chosen[name] for name in ("logprobs", "detokenize") if name in chosen}
         params = fields.sampling(chosen, structured=service.config.structured, **extra)
         service.backend.check(params)
         prompt = await service.prompt(ids)
         params = without_limit(params, service.model.context - len(prompt.ids))
         name = service.next_name()
+        shown = fields.text_of(body, "request_id", default=name)
+        salt = fields.text_of(body, "cache_salt", default="")
+        tenant = service.tenant(request) + (f"/{salt}" if salt else "")
         ticket = service.admission.enter(service.cost([prompt], params))
         try:
-            work = CompletionWork([prompt], params, stream=False, name=name, tenant=service.tenant(request))
+            work = CompletionWork([prompt], params, stream=False, name=name, tenant=tenant)
             (output,) = await last_event(work, service.loop, request)
         finally:
             ticket.close()
@@ -179,7 +169,7 @@ class Tokens:
         service.metrics.finished(len(ids), written, [part.finish_reason or "" for part in output.outputs])
         return json_reply(
             {
-                "request_id": body.get("request_id", name),
+                "request_id": shown,
                 "choices": [token_choice(part) for part in output.outputs],
                 "prompt_token_ids": ids,
                 "usage": usage(len(ids), written, output.num_cached_tokens),
@@ -190,6 +180,6 @@ class Tokens:
 def _texts(body: dict[str, Any], name: str) -> list[str]:
     value = body.get(name)
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_TEXTS:
-        raise bad(name, f"{name} must be a string or a list of 1 to {MAX_TEXTS} strings")
+    if not isinstance(texts, list) or not 1 <= len(texts) <= fields.MAX_TEXTS:
+        raise bad(name, f"{name} must be a string or a list of 1 to {fields.MAX_TEXTS} strings")
     return [fields.checked_text(text, name) for text in texts]

@@ -11,7 +11,7 @@ from wcse.engine.driver import Job, Outcome
 from wcse.engine.engine import Root
 from wcse.engine.generate import Generation, Prompt
 from wcse.engine.outputs import Draft, Logprob, RequestOutput
-from wcse.engine.params import SamplingParams
+from wcse.engine.params import FieldError, SamplingParams
 from wcse.engine.reader import Reading
 from wcse.serve.loop import EngineLoop, Work
 from wcse.types import Node, Search, WcseError
@@ -220,7 +220,12 @@ class ReadWork(Work):
 
 
 def without_limit(params: SamplingParams, room: int) -> SamplingParams:
-    """Parameters whose ``max_tokens`` is a number: at most ``room``, the rest of the context."""
+    """Parameters whose ``max_tokens`` is a number: at most ``room``, the rest of the context.
+
+    Raises:
+        FieldError: ``min_tokens`` do not fit there.
+    """
+    if params.min_tokens > room:
+        raise FieldError("min_tokens", params.min_tokens, f"the context has room for {room} more tokens")
     most = room if params.max_tokens is None else min(params.max_tokens, room)
-    least = min(params.min_tokens, most)
-    return replace(params, max_tokens=max(1, most), min_tokens=least)
+    return replace(params, max_tokens=max(1, most))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from wcse.models.spec import ModelSpec
 from wcse.synth.recipe import SamplerSpec, SynthRecipe
 from wcse.synth.record import SynthRecord
 from wcse.types import WcseError
@@ -18,7 +17,8 @@ from wcse.types import WcseError
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Parameters of a sampler's models: ``policy`` are those that a token meets, ``verifier`` likewise."""
+    """Parameters of a sampler's models that a token is multiplied with (``wcse.flops.ModelCost``): an embedding table
+    that is only looked up does not count. ``verifier`` includes its reference, where it has one."""
 
     policy: int
     verifier: int = 0
@@ -66,16 +66,6 @@ class Charge:
         return cls(
             record.unit.n, 1, read, written, checked, solved.ledger.policy_computed, solved.ledger.seconds
         )
-
-
-def active_parameters(spec: ModelSpec) -> int:
-    """Weights that one token is multiplied with: the layers and the output matrix.
-
-    An embedding table of its own is looked up, not multiplied, and does not count.
-    """
-    heads, kv = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-    layer = spec.dim * (2 * heads + 2 * kv) + 3 * spec.dim * spec.ffn_dim
-    return len(spec.layers) * layer + spec.vocab_size * spec.dim
 
 
 def price_of(match: str, charge: Charge, spec: SamplerSpec, size: Size) -> float:

@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
+from wcse.data.fingerprint import fingerprint_path
 from wcse.data.record import SolveRecord
+from wcse.flops import ModelCost
 from wcse.models.gguf import spec_from_gguf
 from wcse.models.gguf_file import GgufFile
 from wcse.models.hf import read_json
-from wcse.models.load import find_model
+from wcse.models.load import find_model, read_config
 from wcse.models.spec import ModelSpec, spec_from_hf
 from wcse.prompts import render_problem
 from wcse.recipe import Recipe
+from wcse.reward.families import family_named, family_of
+from wcse.shots import shots_path
 from wcse.solve import Models, solve
-from wcse.synth.cost import Size, active_parameters
+from wcse.synth.cost import Size
 from wcse.synth.recipe import SynthRecipe
 from wcse.synth.record import Failure, SynthRecord
 from wcse.synth.run import OnRecord, Task
@@ -39,20 +43,51 @@ def model_spec(name: str) -> ModelSpec:
     return spec_from_hf(read_json(path / "config.json"))
 
 
+def model_fingerprints(recipe: SynthRecipe) -> dict[str, str]:
+    """Digests of every sampler's models and examples, by the field that names them.
+
+    Raises:
+        WcseError: a model cannot be found or read.
+    """
+    found = {}
+    for name, spec in recipe.samplers.items():
+        found[f"samplers.{name}.model"] = fingerprint_path(find_model(spec.model))
+        if spec.verifier is not None:
+            found[f"samplers.{name}.prm"] = fingerprint_path(find_model(spec.verifier))
+        if spec.few_shot is not None:
+            found[f"samplers.{name}.few_shot"] = fingerprint_path(shots_path(spec.few_shot))
+    return found
+
+
 def sizes_of(recipe: SynthRecipe) -> dict[str, Size]:
     """Parameters of every sampler's models.
 
     Raises:
         WcseError: a model cannot be found or read.
     """
-    sizes = {}
-    for name, spec in recipe.samplers.items():
-        policy = spec.parameters or active_parameters(model_spec(spec.model))
-        verifier = (
-            active_parameters(model_spec(spec.verifier)) if spec.verifier and spec.reads_verifier else 0
+    return {
+        name: Size(
+            spec.parameters or ModelCost.of(model_spec(spec.model)).params,
+            verifier_cost(spec.verifier, spec.prm_family).params
+            if spec.verifier and spec.reads_verifier
+            else 0,
         )
-        sizes[name] = Size(policy, verifier)
-    return sizes
+        for name, spec in recipe.samplers.items()
+    }
+
+
+def verifier_cost(name: str, family: str | None = None) -> ModelCost:
+    """What a token costs a verifier, as its scorer charges it: an implicit one is two language models.
+
+    Raises:
+        WcseError: a model cannot be found or read.
+    """
+    config = read_config(name)
+    record = family_named(family) if family else family_of(name, config)
+    if record.head != "ratio":
+        return ModelCost.of(model_spec(name), head=False)
+    reference = (config.get("wcse") or {}).get("reference", record.reference)
+    return ModelCost.of(model_spec(name)) + ModelCost.of(model_spec(str(reference)))
 
 
 class LocalExecutor:
@@ -148,10 +183,12 @@ class _Batch:
 def _unreadable(problem: Problem, models: Models, recipe: Recipe) -> Failure | None:
     """Why a prompt cannot be given to the model, if it cannot."""
     try:
-        ids = render_problem(models.policy.tokenizer, problem.prompt, recipe.system_prompt)
+        ids = render_problem(models.policy.tokenizer, problem.prompt, recipe.system_prompt, recipe.shots)
         f"{problem.id}".encode()
     except Exception as error:  # tokenizers raise their own, Rust's and Unicode errors for lone surrogates
         return Failure("prompt", f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
+    if any(problem.prompt.strip() == asked.strip() for asked, _ in recipe.shots):
+        return Failure("prompt", f"it is one of the few-shot examples of {recipe.few_shot}")
     if len(ids) >= models.policy.context:
         return Failure("context", f"the prompt has {len(ids)} tokens, the context {models.policy.context}")
     return None

@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from wcse.metrics import pass_at_k, wilson
+from wcse.metrics import bootstrap, pass_at_k, wilson
 from wcse.synth.filters import identity
 from wcse.synth.judges import Judge
 from wcse.synth.record import ProblemSamples, Sample
@@ -284,15 +282,7 @@ class Measures:
 
 def paired_interval(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     """95 % percentile-bootstrap interval of mean(a - b), problems drawn with replacement."""
-    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    if not len(differences):
-        return math.nan, math.nan
-    rng = np.random.default_rng([seed, len(differences)])
-    means = [
-        differences[rng.integers(0, len(differences), len(differences))].mean() for _ in range(_RESAMPLES)
-    ]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    return bootstrap([x - y for x, y in zip(a, b, strict=True)], seed=seed, draws=_RESAMPLES)
 
 
 def _share(values: Sequence[float]) -> float:

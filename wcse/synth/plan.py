@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wcse.flops import ModelCost
 from wcse.models.load import find_model
 from wcse.models.spec import ModelSpec
 from wcse.solve import KV_GIB
@@ -118,10 +119,8 @@ def memory_gib(recipe: SynthRecipe, sampler: str) -> float:
 
 
 def _weights_gib(spec: ModelSpec) -> float:
-    heads, kv = spec.n_heads * spec.head_dim, spec.n_kv_heads * spec.head_dim
-    layer = spec.dim * (2 * heads + 2 * kv) + 3 * spec.dim * spec.ffn_dim
     tables = spec.vocab_size * spec.dim * (1 if spec.tied else 2)
-    return (len(spec.layers) * layer + tables) * 4 / 2**30
+    return (ModelCost.of(spec, head=False).params + tables) * 4 / 2**30
 
 
 def plan_text(recipe: SynthRecipe, problems: int, lines: Sequence[Line]) -> str:

@@ -43,6 +43,8 @@ class SamplerSpec(Options):
     max_tokens: int = Field(1024, description="most tokens of one solution", ge=1)
     delimiter: str = Field("\n\n", description="text that ends a step", min_length=1)
     system_prompt: str | None = Field(None, description="system turn before each problem")
+    few_shot: str | None = Field(None, description="solved examples before it: a set's name or a JSONL file")
+    few_shot_k: int | None = Field(None, description="use the first k examples only", ge=1)
     price: tuple[float, float] | None = Field(
         None, description="money for a million tokens read and written, for the match 'money'"
     )
@@ -124,6 +126,10 @@ class SynthRecipe(Options):
 
     out: str | None = runtime_only(None, "directory of the journal and the outputs")
     workers: int = runtime_only(0, "worker processes; 0 works in this one", ge=0, le=256)
+    ray: str | None = runtime_only(
+        None,
+        "work on a Ray cluster: its address, or local to start one here; workers is then the number of actors",
+    )
     unit_seconds: float = runtime_only(600.0, "a worker that is silent for longer is killed", gt=0)
     batch_size: int | None = runtime_only(None, "most rows in a batch", ge=1)
     kv_memory_gb: float | None = runtime_only(None, "memory for keys and values", gt=0)
@@ -224,7 +230,10 @@ class SynthRecipe(Options):
         spec = self.samplers[name]
         digest = blake2b(f"{self.seed}|{name}|{block}".encode(), digest_size=8).digest()
         given = spec.model_dump(
-            include={"prm", "prm_family", "beam_width", "temperature", "top_p", "max_tokens"}
+            include={
+                *("prm", "prm_family", "beam_width", "temperature", "top_p", "max_tokens"),
+                *("delimiter", "system_prompt", "few_shot", "few_shot_k"),
+            }
         )
         return Recipe.parse(
             given
@@ -233,8 +242,6 @@ class SynthRecipe(Options):
                 "problems": self.problems,
                 "strategies": (spec.strategy,),
                 "n": n,
-                "delimiter": spec.delimiter,
-                "system_prompt": spec.system_prompt,
                 "seed": int.from_bytes(digest, "little") >> 1,
                 "batch_size": self.batch_size,
                 "kv_memory_gb": self.kv_memory_gb,

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from wcse.data.disk import Disk, atomic_file
+
+_LARGEST_BLOCK = 2**31 - 1
+"""Bytes that pyarrow reads at a time, at most; no row may be longer."""
 
 
 class Shards:
@@ -56,13 +60,25 @@ class Shards:
 
     def _seal(self) -> None:
         stem = f"{self._name}-{self._count:05d}"
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(self._rows, schema=self._schema), buffer, compression="zstd")
         lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in self._rows)
-        for suffix, content in (("parquet", buffer.getvalue()), ("jsonl", lines.encode("utf-8"))):
+        content = lines.encode("utf-8")
+        buffer = io.BytesIO()
+        pq.write_table(_table(content, self._schema), buffer, compression="zstd")
+        for suffix, data in (("parquet", buffer.getvalue()), ("jsonl", content)):
             path = self._folder / f"{stem}.{suffix}"
             with atomic_file(path, disk=self._disk) as file:
-                file.write(content)
-            self.files[path.name] = hashlib.sha256(content).hexdigest()
+                file.write(data)
+            self.files[path.name] = hashlib.sha256(data).hexdigest()
         self._rows = []
         self._count += 1
+
+
+def _table(lines: bytes, schema: pa.Schema) -> pa.Table:
+    """JSON lines as columns. Much faster than from Python rows, for which pyarrow would import pandas first."""
+    if not lines:
+        return schema.empty_table()
+    return pj.read_json(
+        io.BytesIO(lines),
+        pj.ReadOptions(use_threads=False, block_size=min(len(lines) + 1, _LARGEST_BLOCK)),
+        pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
+    )

@@ -68,11 +68,17 @@ _SHIFTS = tuple(Fraction(10) ** power for power in (0, 1, 2, 3, -1, -2, -3))
 
 def equations(text: str) -> list[Equation]:
     """The equations in a text, first to last."""
+    return list(_equations(text))
+
+
+@lru_cache(maxsize=8192)
+def _equations(text: str) -> tuple[Equation, ...]:
+    """Remembered, for several judges read each solution and samples of a problem repeat their steps."""
     found = []
     for match in _CHAIN.finditer(_plain(text)):
         sides = tuple(_side(side) for side in match[1].split("="))
         found.append(Equation(sides, tuple(_value(side) for side in sides)))
-    return found
+    return tuple(found)
 
 
 def numbers(text: str) -> set[Fraction]:
@@ -167,15 +173,18 @@ class _Known:
         Later sides only split and join the first. A shifted decimal point is the same number.
         """
         values = [value for side in equation.sides for value in _absolute(side)]
+        known = self._values
         good = all(
-            any(value * shift in self._values for shift in _SHIFTS) for value in _absolute(equation.sides[0])
+            value in known or any(value * shift in known for shift in _SHIFTS)
+            for value in _absolute(equation.sides[0])
         )
         self._values.update(values)
         return good
 
 
-def _absolute(side: str) -> list[Fraction]:
-    return [Fraction(token) for token in _NUMBER.findall(side)]
+@lru_cache(maxsize=1 << 15)
+def _absolute(side: str) -> tuple[Fraction, ...]:
+    return tuple(Fraction(token) for token in _NUMBER.findall(side))
 
 
 def _plain(text: str) -> str:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 
-from wcse.data.fingerprint import fingerprint_path, fingerprint_problems
+from wcse.data.fingerprint import fingerprint_problems
 from wcse.data.journal import Header, Journal
-from wcse.models.load import find_model
 from wcse.problems import load_problems
 from wcse.synth.cost import check_order
-from wcse.synth.generate import LocalExecutor, sizes_of
+from wcse.synth.generate import LocalExecutor, model_fingerprints, sizes_of
 from wcse.synth.judges import Labels
 from wcse.synth.outputs import Derived, write_synth
 from wcse.synth.recipe import SynthRecipe
@@ -61,7 +60,15 @@ def run_synth(
 
 
 def executor_of(recipe: SynthRecipe) -> AbstractContextManager[Executor]:
-    """This process, or as many worker processes as the recipe says."""
+    """This process, as many worker processes as the recipe says, or the actors of a Ray cluster.
+
+    Raises:
+        WcseError: there is no such cluster, or Ray is not installed.
+    """
+    if recipe.ray is not None:
+        from wcse.synth.ray_pool import RayPool
+
+        return RayPool(recipe, recipe.workers, recipe.ray, fingerprints=model_fingerprints(recipe))
     if recipe.workers:
         return WorkerPool(recipe, recipe.workers)
     return nullcontext(LocalExecutor(recipe))
@@ -73,11 +80,7 @@ def open_journal(recipe: SynthRecipe, problems: Sequence[Problem], directory: st
     Raises:
         WcseError: as ``Journal.open``, or a model cannot be found.
     """
-    inputs = {"problems": fingerprint_problems(problems)}
-    for name, spec in recipe.samplers.items():
-        inputs[f"samplers.{name}.model"] = fingerprint_path(find_model(spec.model))
-        if spec.verifier is not None:
-            inputs[f"samplers.{name}.prm"] = fingerprint_path(find_model(spec.verifier))
+    inputs = {"problems": fingerprint_problems(problems), **model_fingerprints(recipe)}
     versions = {name: version(name) for name in ("wcse", "torch", "transformers", "numpy")}
     return Journal.open(
         directory, Header(recipe.generation(), inputs, tuple(p.id for p in problems), versions)

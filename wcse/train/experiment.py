@@ -2,24 +2,28 @@
 (2305.02301) in kind, on models of any size.
 
 For every budget, both samplers draw data at equal cost; every student is trained on each, with the same number of
-steps and over several seeds, and tested on problems that it never saw. Every cell is a folder with its score, so an
-experiment that was stopped goes on.
+steps and over several seeds, and tested on problems that it never saw. The curves teach the weak model from the strong
+one's rationales. Every cell leaves its score in a file, so an experiment that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from wcse.data.disk import atomic_file
+from wcse.metrics import mean_and_error
 from wcse.problems import load_problems
 from wcse.recipe import Options, runtime_only
 from wcse.synth.measures import paired_interval
@@ -44,25 +48,26 @@ class PaperConfig(Options):
     )
     problems: str = Field("gsm_symbolic:size=300,seed=1000000", description="problems to sample on")
     validation: str = Field(
-        "gsm_symbolic:size=100,seed=20000000", description="problems that select checkpoints"
+        "gsm_symbolic:size=60,seed=20000000", description="problems that select checkpoints"
     )
     test: str = Field("gsm_symbolic:size=200,seed=30000000", description="problems of the final scores")
     match: str = Field("flops", description="what is equal between the samplers, as in wcse synth")
     wc_price: tuple[float, float] | None = Field(None, description="for the match 'money'")
     se_price: tuple[float, float] | None = Field(None, description="for the match 'money'")
     budgets: tuple[int, ...] = Field((1, 10), description="samples per problem of se", min_length=1)
-    steps: tuple[int, ...] = Field((60, 120), description="optimiser steps at each budget", min_length=1)
+    steps: tuple[int, ...] = Field((40, 80), description="optimiser steps at each budget", min_length=1)
     temperature: float = Field(0.8, description="of the samplers", gt=0, le=2)
     max_tokens: int = Field(256, description="most tokens of a solution", ge=1)
-    learning_rate: float = Field(1e-4, description="peak", gt=0)
-    batch_size: int = Field(16, description="rows of a step", ge=1)
-    checkpoints: int = Field(3, description="times that validation looks", ge=1)
+    learning_rate: float = Field(3e-4, description="peak", gt=0)
+    batch_size: int = Field(8, description="rows of a step", ge=1)
+    checkpoints: int = Field(2, description="times that validation looks", ge=1)
     seeds: int = Field(3, description="training runs of each cell", ge=1)
-    samples: int = Field(8, description="samples per test problem for maj@k; 0 draws none", ge=0)
+    samples: int = Field(4, description="samples per test problem for maj@k; 0 draws none", ge=0)
     step_by_step: bool = Field(True, description="also compare label-only with label and rationale")
 
     out: str = runtime_only(..., "directory of the experiment", min_length=1)
-    threads: int | None = runtime_only(None, "CPU threads", ge=1)
+    threads: int | None = runtime_only(None, "CPU threads of a worker; none shares the cores out", ge=1)
+    workers: int = runtime_only(1, "processes that sample and train at the same time", ge=1, le=256)
 
     @field_validator("budgets", "steps")
     @classmethod
@@ -86,8 +91,16 @@ class PaperConfig(Options):
                 "match": self.match,
                 "export": ("sft", "rationale"),
                 "threads": self.threads,
+                "workers": self.workers if self.workers > 1 else 0,
             }
         )
+
+    @property
+    def threads_each(self) -> int | None:
+        """Threads of a training run; None takes torch's own."""
+        if self.threads or self.workers == 1:
+            return self.threads
+        return max(1, len(os.sched_getaffinity(0)) // self.workers)
 
     def students(self) -> dict[str, str]:
         """Set-up -> the model that is trained."""
@@ -134,9 +147,9 @@ def run_paper(config: PaperConfig, say: Callable[[str], None] = lambda _: None) 
     }
     cells = [*matrix_cells(config), *(curve_cells(config) if config.step_by_step else ())]
     scores: dict[tuple[str, ...], list[Score]] = {}
-    for index, cell in enumerate(cells):
-        say(f"cell {index + 1} of {len(cells)}: {cell.name}")
-        scores.setdefault(cell.key, []).append(_run_cell(cell, config, test))
+    for index, (cell, score) in enumerate(zip(cells, _scores(cells, config, test), strict=True)):
+        say(f"cell {index + 1} of {len(cells)}: {cell.name}: {score.greedy:.1%}")
+        scores.setdefault(cell.key, []).append(score)
     results = {
         "data": {str(n): measures for n, measures in data.items()},
         "matrix": matrix_table(config, bases, scores),
@@ -160,7 +173,7 @@ def matrix_cells(config: PaperConfig) -> list[Cell]:
 
 
 def curve_cells(config: PaperConfig) -> list[Cell]:
-    """Objective x share of the data x seed, on the weak model's data of the largest budget."""
+    """Objective x share of the data x seed: the weak model learns from the strong one's data of the largest budget."""
     cells = []
     n, steps = config.budgets[-1], config.steps[-1]
     for objective in ("label", "step_by_step"):
@@ -168,7 +181,7 @@ def curve_cells(config: PaperConfig) -> list[Cell]:
             for seed in range(config.seeds):
                 key = ("curve", objective, f"{share:g}")
                 cells.append(
-                    _cell(config, key, seed, config.wc, n, steps, "wc", objective=objective, share=share)
+                    _cell(config, key, seed, config.wc, n, steps, "se", objective=objective, share=share)
                 )
     return cells
 
@@ -194,12 +207,30 @@ def _cell(
         "validation": config.validation,
         "max_new_tokens": config.max_tokens,
         "seed": seed,
-        "threads": config.threads,
+        "threads": config.threads_each,
     }
     cell = Cell(key, seed, TrainConfig.parse(given | options | {"out": "."}))
     return Cell(
         key, seed, cell.config.model_copy(update={"out": str(Path(config.out) / "cells" / cell.name)})
     )
+
+
+def _scores(cells: Sequence[Cell], config: PaperConfig, test: Sequence[Problem]) -> Iterator[Score]:
+    """The score of every cell, in order; what is missing is trained, by as many processes as the options say."""
+    if config.workers == 1:
+        yield from (_run_cell(cell, config, test) for cell in cells)
+        return
+    with ProcessPoolExecutor(config.workers, get_context("spawn"), _quiet) as pool:
+        try:
+            yield from pool.map(partial(_run_cell, config=config, test=test), cells)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _run_cell(cell: Cell, config: PaperConfig, test: Sequence[Problem]) -> Score:
@@ -224,7 +255,7 @@ def _test(model: str, config: PaperConfig, test: Sequence[Problem], prefix: str 
         samples=config.samples,
         max_tokens=config.max_tokens,
         prefix=prefix,
-        threads=config.threads,
+        threads=config.threads_each,
     )
 
 
@@ -276,10 +307,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _error(values: Sequence[float]) -> float | None:
     """Standard error over seeds."""
-    if len(values) < 2:
-        return None
-    mean = _mean(values)
-    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    return mean_and_error(values)[1] if len(values) > 1 else None
 
 
 def _by_problem(scores: Sequence[Score]) -> list[float]:

@@ -31,14 +31,24 @@ class Item:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.target)
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return self.prompt + self.target
+
+
+Group = tuple[Item, ...]
+"""The items of one row, one a task."""
+
 
 @dataclass
 class Loaded:
-    """Items ready to train on, those of one row together. ``left_out`` counts rows by reason."""
+    """Items ready to train on, those of one row together. ``left_out`` counts rows by reason; ``questions`` is what
+    the rows ask, to keep validation apart."""
 
-    groups: list[tuple[Item, ...]] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     rows: int = 0
+    questions: set[str] = field(default_factory=set)
 
 
 def read_rows(path: str | Path, objective: str) -> list[dict[str, Any]]:
@@ -104,7 +114,7 @@ def load_items(config: TrainConfig, tokenizer: Any, *, seq2seq: bool, context: i
         if not rows:
             raise WcseError(f"data={config.data!r}: no rows of {', '.join(config.samplers)}; sample more")
     rows = share_of(rows, config.share, config.seed)
-    loaded = Loaded(rows=len(rows))
+    loaded = Loaded(rows=len(rows), questions={question for row in rows for question in _questions(row)})
     limit = min(config.max_length, context)
     for row in rows:
         try:
@@ -120,6 +130,14 @@ def load_items(config: TrainConfig, tokenizer: Any, *, seq2seq: bool, context: i
         reasons = "; ".join(f"{reason} ({count})" for reason, count in loaded.left_out.most_common(3))
         raise WcseError(f"data={config.data!r}: no row can be used: {reasons}")
     return loaded
+
+
+def _questions(row: Mapping[str, Any]) -> Iterator[str]:
+    """What a row asks, in whichever column."""
+    yield from (row[name].strip() for name in ("input", "prompt") if isinstance(row.get(name), str))
+    for turn in row.get("messages") or ():
+        if turn.get("role") == "user" and isinstance(turn.get("content"), str):
+            yield turn["content"].strip()
 
 
 def _encode(config: TrainConfig, tokenizer: Any, row: Mapping[str, Any], seq2seq: bool) -> Iterable[Item]:

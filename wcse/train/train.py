@@ -1,14 +1,13 @@
 """Fine-tune a model and keep the checkpoint that validation likes best.
 
-Models are transformers', so anything with a causal or encoder-decoder head can be a student; LoRA comes from
-peft. Validation of causal models goes through wcse's own engine.
+Models are transformers', so anything with a causal or encoder-decoder head can be a student; the trainers are TRL's
+and transformers', LoRA is peft's. Validation of causal models goes through wcse's own engine.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,8 @@ from wcse.models.load import find_model
 from wcse.problems import load_problems
 from wcse.train.config import TrainConfig
 from wcse.train.evaluate import evaluate
-from wcse.train.loop import StepReport, total_steps, train_steps
 from wcse.train.rows import Loaded, load_items
+from wcse.train.trainers import OnStep, StepReport, adapted, run_trainer, total_steps
 from wcse.types import Problem, WcseError
 
 REPORT = "training.json"
@@ -49,7 +48,7 @@ class Trained:
     best: int
 
 
-def train(config: TrainConfig, on_step: Callable[[StepReport], None] = lambda _: None) -> Trained:
+def train(config: TrainConfig, on_step: OnStep = lambda _: None) -> Trained:
     """Train, validate at each checkpoint, and leave the best one in ``config.out``.
 
     Raises:
@@ -69,10 +68,9 @@ def train(config: TrainConfig, on_step: Callable[[StepReport], None] = lambda _:
         model, tokenizer = load_student(source)
         context = getattr(model.config, "max_position_embeddings", None) or config.max_length
         loaded = load_items(config, tokenizer, seq2seq=model.config.is_encoder_decoder, context=context)
-        model = _adapted(model, config)
+        model = adapted(model, config)
         run = _Run(config, model, tokenizer, source, out, loaded, on_step)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        train_steps(model, loaded.groups, config, pad, run.heard)
+        run_trainer(model, tokenizer, loaded.groups, config, run.heard)
     return run.finish()
 
 
@@ -95,21 +93,6 @@ def load_student(source: Path) -> tuple[Any, Any]:
         ) from error
 
 
-def _adapted(model: Any, config: TrainConfig) -> Any:
-    """The model itself, or with LoRA adapters on all its linear layers."""
-    if not config.lora_rank:
-        return model
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise WcseError("lora_rank needs an extra package: pip install 'wcse[train]'") from error
-    kind = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-    lora = LoraConfig(
-        r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear", task_type=kind
-    )
-    return get_peft_model(model, lora)
-
-
 class _Run:
     """Looks at the model at each checkpoint, and keeps the best."""
 
@@ -121,7 +104,7 @@ class _Run:
         source: Path,
         out: Path,
         loaded: Loaded,
-        on_step: Callable[[StepReport], None],
+        on_step: OnStep,
     ) -> None:
         self._config = config
         self._model = model
@@ -133,7 +116,7 @@ class _Run:
         self._steps = total_steps(config, len(loaded.groups))
         looks = min(config.checkpoints, self._steps)
         self._marks = {round((i + 1) * self._steps / looks) for i in range(looks)}
-        self._problems = _validation(config)
+        self._problems = _validation(config, loaded)
         self._sums: dict[str, list[float]] = {}
         self._seen: list[dict[str, Any]] = []
         self._best: int | None = None
@@ -223,7 +206,7 @@ def seq2seq_accuracy(model: Any, tokenizer: Any, problems: list[Problem], prefix
     model.eval()
     right = 0
     for problem in problems:
-        ids = tokenizer(prefix + problem.prompt, return_tensors="pt").input_ids
+        ids = tokenizer(prefix + problem.prompt, return_tensors="pt").input_ids.to(model.device)
         made = model.generate(input_ids=ids, max_new_tokens=most, do_sample=False)[0]
         text = tokenizer.decode(made, skip_special_tokens=True)
         answer = extract_answer(text) or text.strip()
@@ -231,10 +214,18 @@ def seq2seq_accuracy(model: Any, tokenizer: Any, problems: list[Problem], prefix
     return right / len(problems)
 
 
-def _validation(config: TrainConfig) -> list[Problem]:
+def _validation(config: TrainConfig, loaded: Loaded) -> list[Problem]:
+    """The problems to select by; refused where training data has them too."""
     if config.validation is None:
         return []
-    return load_problems(config.validation, limit=config.validation_limit)
+    problems = load_problems(config.validation, limit=config.validation_limit)
+    shared = sum(problem.prompt.strip() in loaded.questions for problem in problems)
+    if shared:
+        raise WcseError(
+            f"validation={config.validation!r}: {shared} of its problems are in the training data; "
+            "use other seeds or splits"
+        )
+    return problems
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Train the embedded policy from nothing: ``python -m wcse.zoo.train_policy --minutes 75 --out DIR``.
+"""Train an embedded policy from nothing: ``python -m wcse.zoo.train_policy --size tiny-wc --minutes 75 --out DIR``.
 
 Data are generated while training, so nothing is read twice. Several single-threaded processes train copies
 of the model on different data and average their weights every few seconds (local SGD): that keeps every core
@@ -31,12 +31,32 @@ from .tokenizer import END, PAD, load_tokenizer, prompt_text, save_tokenizer, to
 
 Row = tuple[list[int], int]
 
+#: The family: one recipe, about 1, 3 and 10 times the parameters (2.6, 7.7 and 26 M with 1280 tokens).
+SIZES: dict[str, dict[str, int]] = {
+    "tiny-wc": {},
+    "tiny-se": {
+        "hidden_size": 320,
+        "intermediate_size": 832,
+        "num_hidden_layers": 7,
+        "num_attention_heads": 10,
+    },
+    "tiny-xl": {
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+    },
+}
+
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that shapes a run."""
 
     out: Path
+    size: str = "tiny-wc"
+    tokenizer: Path | None = None
     minutes: float = 75.0
     workers: int = 2
     seed: int = 1
@@ -132,7 +152,7 @@ class Trainer:
         self.s, self.rank = settings, rank
         self.tokenizer = load_tokenizer(settings.out)
         torch.manual_seed(settings.seed)
-        self.model = TinyLlama(TinyConfig(vocab_size=self.tokenizer.get_vocab_size()))
+        self.model = TinyLlama(TinyConfig(vocab_size=self.tokenizer.get_vocab_size(), **SIZES[settings.size]))
         already = self._resume()
         self.clock = Clock(start, settings.minutes, already)
         self.rng = Random(f"{settings.seed}/{rank}/{already}")
@@ -243,10 +263,10 @@ class Trainer:
             if self.clock.elapsed - first < (rounds + 1) * self.s.sync_seconds:
                 continue
             self.average()
-            rounds = max(rounds + 1, self._agree(first))
-            if rounds % 6 == 0:
+            before, rounds = rounds, max(rounds + 1, self._agree(first))
+            if rounds // 6 != before // 6:
                 self.report({})
-            if rounds // every != (rounds - 1) // every or rounds >= total_rounds:
+            if rounds // every != before // every or rounds >= total_rounds:
                 self.save()
                 self.report(self.evaluate())
 
@@ -266,10 +286,11 @@ def _worker(rank: int, settings: Settings, start: float) -> None:
 
 
 def train(settings: Settings) -> None:
-    """Make the tokenizer if it is missing, then train or resume."""
+    """Take or learn the tokenizer if it is missing, then train or resume."""
     settings.out.mkdir(parents=True, exist_ok=True)
     if not (settings.out / "tokenizer.json").exists():
-        save_tokenizer(make_tokenizer(settings), settings.out, max_length=1024)
+        given = load_tokenizer(settings.tokenizer) if settings.tokenizer else make_tokenizer(settings)
+        save_tokenizer(given, settings.out, max_length=1024)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29517")
     print(json.dumps({k: str(v) for k, v in asdict(settings).items()}), flush=True)
@@ -280,6 +301,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--size", choices=SIZES, default=Settings.size)
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder whose tokenizer to use; by default one is learned"
+    )
     for name in ("minutes", "workers", "seed", "muon_lr", "adam_lr", "eval_minutes", "micro_batches"):
         default = getattr(Settings, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)

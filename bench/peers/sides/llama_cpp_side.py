@@ -28,7 +28,7 @@ FILE_TYPES = {
     "f32": llama.LLAMA_FTYPE_ALL_F32,
 }
 BATCH, UBATCH = 2048, 512  # tokens handed over at once, and computed at once
-MODES = ["streams"]
+MODES = ["unified", "streams"]
 GOOD, BAD = 10, 11  # columns of the logits that stand for the verdict
 
 

@@ -1,0 +1,278 @@
+"""Our searches over someone else's engine: an asynchronous token backend in, ranked solutions out.
+
+``TokenBackend`` is all that a search asks of an engine: token ids in, token ids out. ``Completions`` is one over any
+server that takes ids and returns them (``wcse serve``; vLLM's, with its ``return_token_ids``). Token ids are never
+made from text again: a step's ids are those that were drawn. The in-process engine does the same with one KV tree,
+and without a request for each step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from wcse.answers import MathPool
+from wcse.data.grading import classify
+from wcse.engine.params import SamplingParams
+from wcse.reward.scorer import ImplicitPRM, SeparatePRM
+from wcse.reward.text import score_texts
+from wcse.rng import node_key, uniforms
+from wcse.search import STRATEGIES
+from wcse.serve.errors import ApiError
+from wcse.serve.search import Planner, Ranked, rank
+from wcse.types import (
+    Chosen,
+    Classes,
+    Draw,
+    Expand,
+    Finish,
+    Node,
+    Parallel,
+    Request,
+    Score,
+    Search,
+    WcseError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One completion: the ids that were drawn, their log-probabilities and text, and why it ended ("stop",
+    "length"); ``stop_reason`` is the stop string or token id, None for the end of sequence."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finish_reason: str
+    stop_reason: str | int | None
+
+
+class TokenBackend(Protocol):
+    """An engine, wherever it runs."""
+
+    async def complete(self, token_ids: Sequence[int], params: SamplingParams) -> list[Written]:
+        """``params.n`` completions of the ids."""
+
+
+class Verifier(Protocol):
+    """Scores steps that are there as text."""
+
+    default_agg: str
+
+    async def score(self, problem: str, steps: Sequence[str], *, complete: bool) -> list[float]:
+        """One score a step; ``complete``: the solution has ended."""
+
+
+class Completions:
+    """A server's ``/v1/completions``; needs the package ``openai``.
+
+    Args:
+        base_url: with its ``/v1``.
+        model: its name there.
+        api_key: the server's key.
+    """
+
+    def __init__(self, base_url: str, model: str, *, api_key: str = "none") -> None:
+        from openai import AsyncOpenAI
+
+        self._client = AsyncOpenAI(base_url=base_url, api_key=api_key)
+        self._root = base_url.rstrip("/").removesuffix("/v1")
+        self._model = model
+
+    async def complete(self, token_ids: Sequence[int], params: SamplingParams) -> list[Written]:
+        """See ``TokenBackend``.
+
+        Raises:
+            WcseError: the server does not return token ids.
+        """
+        extra = {name: getattr(params, name) for name in ("top_k", "min_p", "repetition_penalty")}
+        reply = await self._client.completions.create(
+            model=self._model,
+            prompt=list(token_ids),
+            n=params.n,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            max_tokens=params.max_tokens,
+            stop=list(params.stop) or None,
+            seed=params.seed,
+            logprobs=0,
+            extra_body={**extra, "return_token_ids": True, "include_stop_str_in_output": True},
+        )
+        return [self._written(choice) for choice in reply.choices]
+
+    def _written(self, choice: Any) -> Written:
+        ids = getattr(choice, "token_ids", None)
+        if ids is None or choice.logprobs is None:
+            raise WcseError(f"{self._root}: it returns no token ids; use a server with return_token_ids")
+        logprobs = tuple(choice.logprobs.token_logprobs or ())
+        stop = getattr(choice, "stop_reason", None)
+        return Written(tuple(ids), logprobs, choice.text, choice.finish_reason or "", stop)
+
+    async def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The server's own rendering of a conversation, from its ``/tokenize``."""
+        body = {"model": self._model, "messages": list(messages)}
+        reply: Any = await self._client.post(f"{self._root}/tokenize", body=body, cast_to=object)
+        return list(reply["tokens"])
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+class LocalVerifier:
+    """A process reward model of ``load_prm`` in this process, beside the event loop."""
+
+    def __init__(self, prm: SeparatePRM | ImplicitPRM) -> None:
+        self._prm = prm
+        self._turn = asyncio.Lock()
+        self.default_agg = prm.default_agg
+        self.bounded = prm.bounded
+
+    async def score(self, problem: str, steps: Sequence[str], *, complete: bool) -> list[float]:
+        """See ``Verifier``."""
+        async with self._turn:
+            found = await asyncio.to_thread(score_texts, self._prm, problem, [steps], complete=complete)
+        return found[0]
+
+
+class RemoteSearch:
+    """Runs strategies over a token backend.
+
+    Args:
+        verifier: scores steps; None: only strategies without one.
+        params: sampling; ``max_tokens`` is of a whole solution.
+        delimiter: what ends a step.
+        seed: with the prompt, fixes every request's own seed.
+    """
+
+    def __init__(
+        self,
+        backend: TokenBackend,
+        *,
+        verifier: Verifier | None = None,
+        params: SamplingParams,
+        delimiter: str = "\n\n",
+        seed: int = 0,
+    ) -> None:
+        self.backend = backend
+        self.verifier = verifier
+        self.params = params
+        self.delimiter = delimiter
+        self.seed = seed
+        agg = verifier.default_agg if verifier is not None else None
+        self._planner = Planner(agg, getattr(verifier, "bounded", True))
+
+    async def solve(self, prompt_ids: Sequence[int], problem: str, **settings: Any) -> list[Ranked]:
+        """Search; the solutions, the selected one first.
+
+        Args:
+            problem: its text, for the verifier.
+            settings: strategy, n and what else the server's ``search`` object takes.
+
+        Raises:
+            WcseError: a setting is wrong, or the strategy needs a verifier.
+        """
+        try:
+            plan = self._planner.plan(settings, "search")
+        except ApiError as error:
+            raise WcseError(error.message) from None
+        root = Node(None, (), tuple(prompt_ids))
+        judge = MathPool()
+        try:
+            run = _Run(self, problem, judge)
+            result = await run.drive(STRATEGIES[plan.name].run(root, plan.config))
+            chosen = result if isinstance(result, Chosen) else Chosen(result, plan.strategy.selector)
+            return await asyncio.to_thread(rank, chosen.solutions, chosen.selector, plan, judge)
+        finally:
+            judge.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One search in flight."""
+
+    owner: RemoteSearch
+    problem: str
+    judge: MathPool
+
+    async def drive(self, search: Search) -> list[Node] | Chosen:
+        result: Any = None
+        while True:
+            try:
+                request = search.send(result)
+            except StopIteration as stop:
+                found: list[Node] | Chosen = stop.value
+                return found
+            result = await self._answer(request)
+
+    async def _answer(self, request: Request) -> Any:
+        match request:
+            case Expand():
+                return await self._expand(request)
+            case Score():
+                await asyncio.gather(*(self._score(node) for node in request.nodes))
+                return [node.score for node in request.nodes]
+            case Parallel():
+                return list(await asyncio.gather(*(self._answer(part) for part in request.requests)))
+            case Classes():
+                return await asyncio.to_thread(classify, request.nodes, self.judge)
+            case Draw():
+                return uniforms(self.owner.seed, self.problem, request.label, request.n)
+
+    async def _expand(self, request: Expand) -> list[Node]:
+        first = await self._step(request.node, request.n, request.first, request.greedy, request.to_end)
+        ends = await asyncio.gather(*(self._to_end(node, request) for node in first))
+        if request.score and self.owner.verifier is not None:
+            await asyncio.gather(*(self._score(node) for node in ends))
+        return list(ends)
+
+    async def _to_end(self, node: Node, request: Expand) -> Node:
+        while request.to_end and node.live:
+            (node,) = await self._step(node, 1, 0, request.greedy, True)
+        return node
+
+    async def _step(self, parent: Node, n: int, first: int, greedy: bool, to_end: bool) -> list[Node]:
+        """``n`` children of a node from one request. Without a verifier a whole solution is one step."""
+        owner, written = self.owner, parent.completion_ids
+        root = parent
+        while root.parent is not None:
+            root = root.parent
+        whole = to_end and owner.verifier is None
+        params = replace(
+            owner.params,
+            n=n,
+            max_tokens=owner.params.most_tokens - len(written),
+            stop=owner.params.stop if whole else (owner.delimiter, *owner.params.stop),
+            temperature=0.0 if greedy else owner.params.temperature,
+            seed=node_key(owner.seed, self.problem, (*parent.path, first)) >> 1,
+        )
+        found = await owner.backend.complete([*root.token_ids, *written], params)
+        if len(found) != n:
+            raise WcseError(f"the engine returned {len(found)} completions instead of {n}")
+        return [self._node(parent, first + i, part, written) for i, part in enumerate(found)]
+
+    def _node(self, parent: Node, child: int, part: Written, before: Sequence[int]) -> Node:
+        finish = Finish.ERROR
+        if part.finish_reason == "stop":
+            finish = Finish.DELIM if part.stop_reason == self.owner.delimiter else Finish.EOS
+        elif part.finish_reason == "length":
+            finish = Finish.PATH_CAP
+        if finish is Finish.DELIM and len(before) + len(part.token_ids) >= self.owner.params.most_tokens:
+            finish = Finish.PATH_CAP
+        path = (*parent.path, child)
+        return Node(parent, path, part.token_ids, part.text, finish, part.logprobs, None, part.stop_reason)
+
+    async def _score(self, node: Node) -> None:
+        """Set the scores of the steps of a solution that have none yet."""
+        verifier = self.owner.verifier
+        if verifier is None:
+            raise WcseError("the strategy asks for scores and there is no verifier; give one")
+        steps = [step for step in node.steps() if step.text.strip()]
+        if all(step.score is not None for step in steps):
+            return
+        texts = [step.text.strip() for step in steps]
+        scores = await verifier.score(self.problem, texts, complete=node.complete)
+        for step, score in zip(steps, scores, strict=True):
+            if step.score is None:
+                step.score = score

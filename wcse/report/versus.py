@@ -1,0 +1,238 @@
+"""``versus.html``, its figures and its tables: a small model with search beside larger models.
+
+Made from what ``wcse.optimal.versus.compare`` found, which is also ``versus.json``. The tables serve the terminal,
+too. Every text is escaped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from wcse.report.assets import asset, fill, source
+from wcse.report.plots import Figure, Line, Point, draw, short
+
+Found = Mapping[str, Any]
+Table = list[tuple[str, ...]]
+
+_STYLES = {
+    "majority": "line-majority",
+    "best_of_n": "line-argmax",
+    "weighted_best_of_n": "line-weighted",
+    "beam_search": "hue-4",
+    "dvts": "hue-0",
+    "auto": "hue-5",
+}
+_LARGER = "line-pass"
+
+
+def figure(found: Found, group: str | None = None) -> Figure:
+    """Accuracy against FLOPs of every strategy; larger models dashed, one sample of each as a level.
+
+    Args:
+        group: a difficulty bin; None for all problems.
+    """
+    lines, points = [], []
+    for curve in found["curves"]:
+        own, method = curve["model"] == found["policy"], curve["method"]
+        if method == "greedy" or not (own or method in ("majority", "weighted_best_of_n")):
+            continue
+        name = method if own else f"{curve['model']}, {method}"
+        style = _STYLES.get(method, "hue-0") if own else _LARGER
+        spots = [spot if group is None else spot["bins"][group] for spot in curve["points"]]
+        if len(spots) == 1:
+            (spot,) = spots
+            points.append(Point(name, style, spot["flops"], spot["accuracy"], spot["low"], spot["high"]))
+            continue
+        columns = [[spot[key] for spot in spots] for key in ("flops", "accuracy", "low", "high")]
+        xs, ys, lows, highs = columns
+        banded = method == "auto" and own
+        lines.append(Line(name, style, xs, ys, lows if banded else (), highs if banded else ()))
+    return Figure(
+        "FLOPs per problem, policy + PRM, probes included", lines + _levels(found, group, lines), points
+    )
+
+
+def _levels(found: Found, group: str | None, lines: Sequence[Line]) -> list[Line]:
+    """One sample of each larger model as a horizontal line."""
+    xs = [x for line in lines for x in line.xs]
+    levels = []
+    for curve in found["curves"]:
+        if curve["model"] != found["policy"] and curve["method"] == "majority" and xs:
+            spot = curve["points"][0] if group is None else curve["points"][0]["bins"][group]
+            name = f"{curve['model']}, one sample"
+            levels.append(Line(name, _LARGER, [min(xs), max(xs)], [spot["accuracy"]] * 2))
+    return levels
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def curves_table(found: Found) -> Table:
+    """Every model, strategy and budget."""
+    groups = list(found["bins"])
+    rows: Table = [("model, strategy", "N", "GFLOPs", "accuracy", "95 % interval", *groups)]
+    for curve in found["curves"]:
+        rows += [
+            (
+                f"{curve['model']}, {curve['method']}",
+                str(spot["n"]),
+                f"{spot['flops'] / 1e9:,.2f}",
+                f"{spot['accuracy']:.1%}",
+                f"{spot['low']:.1%} - {spot['high']:.1%}",
+                *(f"{spot['bins'][group]['accuracy']:.0%}" for group in groups),
+            )
+            for spot in curve["points"]
+        ]
+    return rows
+
+
+def equal_table(found: Found) -> Table:
+    """The small model's strategies at the FLOPs of each rival."""
+    groups = list(found["bins"])
+    rows: Table = [
+        ("larger model", "GFLOPs", "small model", "GFLOPs", "accuracy", "difference (95 %)", *groups)
+    ]
+    for row in found["equal_flops"]:
+        whole = row["bins"]["all"]
+        rows.append(
+            (
+                f"{row['larger']}, {row['rival']}: {whole['rival']:.1%}",
+                f"{row['rival_flops'] / 1e9:,.2f}",
+                f"{row['method']}, N={row['n']}",
+                f"{row['flops'] / 1e9:,.2f}",
+                f"{whole['accuracy']:.1%}",
+                gain(whole),
+                *(f"{100 * row['bins'][group]['gain']:+.0f}" for group in groups),
+            )
+        )
+    return rows
+
+
+def crossings_table(found: Found) -> Table:
+    """Where each strategy reaches each rival."""
+    rows: Table = [("larger model", "accuracy", "small model", "reached at", "FLOPs, larger model = 1")]
+    for row in found["crossings"]:
+        reached = "not reached" if row["n"] is None else f"N={row['n']}"
+        ratio = "" if row["flops_ratio"] is None else f"{row['flops_ratio']:.2f}"
+        rows.append(
+            (f"{row['larger']}, {row['rival']}", f"{row['accuracy']:.1%}", row["method"], reached, ratio)
+        )
+    return rows
+
+
+def auto_table(found: Found) -> Table:
+    """``auto`` beside the best and the worst single strategy."""
+    rows: Table = [
+        (
+            "N",
+            "auto",
+            "95 % interval",
+            "auto less ...",
+            "its accuracy",
+            "difference (95 %)",
+            "GFLOPs, auto : it",
+        )
+    ]
+    says = {
+        "fixed": "best on other problems",
+        "best": "best here, with hindsight",
+        "worst": "worst here, with hindsight",
+    }
+    for row in found["auto"]:
+        own = row["auto"]
+        rows += [
+            (
+                str(row["n"]),
+                f"{own['accuracy']:.1%}",
+                f"{own['low']:.1%} - {own['high']:.1%}",
+                f"{says[role]}: {row[role]['strategy']}",
+                f"{row[role]['accuracy']:.1%}",
+                gain(row[role]),
+                f"{own['flops'] / 1e9:.2f} : {row[role]['flops'] / 1e9:.2f}",
+            )
+            for role in says
+            if role in row
+        ]
+    return rows
+
+
+def beam_table(found: Found) -> Table:
+    """Tree searches less sample sets."""
+    rows: Table = [("search less sampling", "N", "all", *found["bins"])]
+    for row in found["beam"]:
+        gains = (gain(row["bins"][group]) for group in ("all", *found["bins"]))
+        rows.append((f"{row['method']} - {row['base']}", str(row["n"]), *gains))
+    return rows
+
+
+def gain(row: Mapping[str, float]) -> str:
+    """A difference in points with its interval."""
+    middle, low, high = (100 * row[key] for key in ("gain", "gain_low", "gain_high"))
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+
+def page(found: Found) -> bytes:
+    """The whole page."""
+    style = asset("page.css")
+    shown = {name: value for name, value in found.get("options", {}).items() if value is not None}
+    parts = [
+        f"<figure><h3>{escape(name)}: {part['problems']} problems, one sample {part['pass@1']:.0%}</h3>"
+        f"{draw(figure(found, name))}</figure>"
+        for name, part in found["bins"].items()
+    ]
+    values = {
+        "csp": f"default-src 'none'; style-src {source(style)}",
+        "title": escape(f"{found['policy']} with search beside larger models"),
+        "style": style,
+        "facts": "".join(f"<span><i>{escape(k)}</i> {escape(str(v))}</span>" for k, v in shown.items()),
+        "tiles": _tiles(found),
+        "figure": f"<figure>{draw(figure(found))}</figure>",
+        "bins": "".join(parts),
+        "bins_note": (
+            "Thirds of the problems by the small model's own pass@1, which needs the gold answers. Intervals: 95 %, "
+            "problems drawn anew; differences are paired problem by problem."
+        ),
+        **{
+            name: _html(make(found))
+            for name, make in (
+                ("equal", equal_table),
+                ("crossings", crossings_table),
+                ("auto", auto_table),
+                ("beam", beam_table),
+            )
+        },
+    }
+    return fill(asset("versus.html"), values).encode()
+
+
+def _tiles(found: Found) -> str:
+    shown = [("problems", f"{found['problems']:,}", "fresh ones")]
+    for curve in found["curves"]:
+        if curve["method"] == "majority":
+            spot = curve["points"][0]
+            note = f"95 % interval {spot['low']:.1%} – {spot['high']:.1%}; {short(spot['flops'])} FLOPs"
+            shown.append((f"{curve['model']}, one sample", f"{spot['accuracy']:.1%}", note))
+    own = [
+        (spot, c["method"]) for c in found["curves"] if c["model"] == found["policy"] for spot in c["points"]
+    ]
+    best, method = max(own, key=lambda pair: (pair[0]["accuracy"], -pair[0]["flops"]))
+    note = f"95 % interval {best['low']:.1%} – {best['high']:.1%}; {short(best['flops'])} FLOPs"
+    shown.append((f"{found['policy']}, {method}, N={best['n']}", f"{best['accuracy']:.1%}", note))
+    return "".join(
+        f'<div class="tile"><div class="what">{escape(what)}</div><div class="number">{escape(number)}</div>'
+        f'<div class="note">{escape(note)}</div></div>'
+        for what, number, note in shown
+    )
+
+
+def _html(rows: Sequence[Sequence[str]]) -> str:
+    if len(rows) < 2:
+        return '<p class="note">nothing to show</p>'
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
