@@ -319,9 +319,9 @@ def score(suite: Suite) -> None:
     run = lambda: ops.score_steps(x, index, layers, backend="triton")  # noqa: E731
     suite.time("score", f"{n} x {width}", "triton", run, bytes=float(x.numel() * x.element_size()))
     plain = lambda: (x.float() @ head.T).softmax(-1)[:, 1]  # noqa: E731
-    suite.time("score", f"{n} x {width}", "torch", plain, error=float((run() - plain()).abs().max()))
+    suite.time("score", f"{n} x {width}", "torch", plain, error=float((run()[:, 0] - plain()).abs().max()))
     bounds = torch.arange(0, n + 1, min(64, n), dtype=torch.int32, device=suite.device)
-    scores = run()
+    scores = run()[:, 0].float()
     best = lambda: ops.group_top_k(scores, bounds, 4, largest_group=64, backend="triton")  # noqa: E731
     suite.time("score", f"best 4 of 64, {n} rows", "triton", best)
 

@@ -1,4 +1,4 @@
-"""A verifier under beam search: incremental scoring beside full re-scoring, and the shared head's share of a step.
+"""A verifier under beam search: incremental scoring beside full re-scoring, and the shares of a policy's step.
 
 64 beams, depth 10: in each round the 16 best of 64 nodes get four children each. Full re-scoring reads every path
 from its first token in every round, in padded batches of 16, with transformers, the way the published adapters do.
@@ -27,9 +27,12 @@ from wcse import zoo
 from wcse.engine.engine import Root
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.kernels import ops
+from wcse.reward.head import Head
 from wcse.reward.load import load_prm
 from wcse.reward.scorer import SeparatePRM
+from wcse.search.ranking import distinct, ranked
 from wcse.types import Finish, Node
+from wcse.votes import aggregate
 
 BEAMS, KEPT, DEPTH = 64, 16, 10
 SHAPES = {"short prompt": (128, 46), "long prompt": (600, 46)}
@@ -155,20 +158,54 @@ def test_incremental_beside_full_rescoring(benchmark: Any, shape: str, tmp_path:
     }
 
 
-def test_shared_head_share_of_a_policy_step(benchmark: Any) -> None:
-    """256 rows of a Qwen2.5-0.5B-shaped policy; a row ends a step every 46 tokens, so six are scored in a step."""
+def beam(count: int, depth: int) -> list[Node]:
+    """Ends of as many paths of ``depth`` scored steps, four below each step before the last."""
+    rng, ends = random.Random(0), list[Node]()
+    for i in range(count):
+        node = ends[-1].parent if i % 4 else None
+        if node is None:
+            node = Node(None, (i,), ())
+            for _ in range(depth - 1):
+                node = Node(node, (*node.path, 0), (1,), "step\n\n", Finish.DELIM, (), rng.random())
+        ends.append(Node(node, (*node.path, i), (i,), "step\n\n", Finish.DELIM, (), rng.random()))
+    return ends
+
+
+def test_share_of_a_policy_step(benchmark: Any) -> None:
+    """Shared head and selection beside a step of 256 rows of a Qwen2.5-0.5B-shaped policy.
+
+    A row ends a step every 46 tokens, so six are scored in a step, and 64 of 256 beams are selected once in 46 steps.
+    ``distinct`` compares texts and ``rank`` sorts, as beam search does; ``top_k`` is the native op in its
+    place, with the tensors that it needs.
+    """
     width = 896
     sizes = (width, 256, 1)
-    layers = [(ops.pack_linear(torch.randn(n, k)), torch.zeros(n)) for k, n in pairwise(sizes)]
+    head = Head([(torch.randn(n, k), torch.zeros(n)) for k, n in pairwise(sizes)])
     hidden = torch.randn(ROWS, width)
-    rows = torch.arange(0, ROWS, ROWS // 6, dtype=torch.int32)[:6]
+    ends = beam(ROWS, DEPTH)
+    nodes, rows = ends[::4][:6], range(0, ROWS, ROWS // 6)[:6]
 
-    def score() -> torch.Tensor:
-        return ops.score_steps(hidden, rows, layers)
+    def score() -> list[float]:
+        for node in nodes:
+            node.summed = None
+        return head.score_nodes(hidden, nodes, rows)
 
-    assert score().shape == (6,)
+    def values() -> dict[tuple[int, ...], float]:
+        return {node.path: aggregate(node.path_scores, "prod") for node in ends}
+
+    worth = values()
+
+    def rank() -> list[Node]:
+        return ranked(ends, worth)[: ROWS // 4]
+
+    def top_k() -> list[Node]:
+        scores = torch.tensor([worth[node.path] for node in ends])
+        bounds = torch.tensor([0, ROWS], dtype=torch.int32)
+        return [ends[i] for i in ops.group_top_k(scores, bounds, ROWS // 4, largest_group=ROWS)[0].tolist()]
+
+    assert len(score()) == 6 and all(node.summed for node in nodes)
+    assert rank() == top_k()
     if benchmark.disabled:
-        benchmark(score)
         return
     decoder = qwen_shape(layers=24)
     batch, pool = decode_batch(decoder)
@@ -176,12 +213,13 @@ def test_shared_head_share_of_a_policy_step(benchmark: Any) -> None:
     def step() -> torch.Tensor:
         return decoder.logits(decoder.forward(batch, pool))
 
-    seconds = alternate({"step": step, "score": score}, 5)
-    shares = [s / (s + t) for s, t in zip(seconds["score"], seconds["step"], strict=True)]
+    sides = {"step": step, "score": score, "values": values, "rank": rank, "top_k": top_k}
+    seconds = alternate(sides | {"distinct": lambda: distinct(ends)}, 5)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    benchmark.extra_info |= {f"{name}_seconds": value for name, value in medians.items()}
     benchmark.extra_info |= {
-        "head_share": {"min": min(shares), "median": statistics.median(shares), "max": max(shares)},
-        "step_seconds": statistics.median(seconds["step"]),
-        "score_seconds": statistics.median(seconds["score"]),
+        "score_share": medians["score"] / medians["step"],
+        "selection_share": sum(medians[n] for n in ("values", "rank", "distinct")) / (46 * medians["step"]),
         "threads": torch.get_num_threads(),
     }
     benchmark.pedantic(score, rounds=3)

@@ -173,7 +173,7 @@ def sampler_cases() -> Iterator[Case]:
             "sample", sampler.sample_kernel, types | {"logits_ptr": kind}, constants, warps, shape=kind[1:]
         )
     types = {n: "*bf16" for n in ("x_ptr", "weight_ptr", "bias_ptr")}
-    types |= {"out_ptr": "*fp32"}
+    types |= {"known_ptr": "*fp64", "out_ptr": "*fp64"}
     constants = {"N": 4096, "BLOCK": 4096, "COLUMNS": 2, "BIAS": False, "RELU": False, "BOUNDED": True}
     yield Case("score_steps", score.score_kernel, types, constants, 8, shape="4096 -> 2")
     constants = {"K": 16, "BLOCK": 64}

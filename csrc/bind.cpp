@@ -216,6 +216,8 @@ void bind_text(py::module_& m) {
                  return matcher.pattern(bytes_in(delimiter), bytes_in(stops));
              },
              py::arg("delimiter"), py::arg("stops"))
+        .def("release", &TextMatcher::release, py::arg("pattern"))
+        .def_property_readonly("patterns", &TextMatcher::patterns)
         .def("open",
              [](TextMatcher& matcher, int32_t pattern, const py::bytes& history) {
                  return matcher.open(pattern, std::string_view(history));

@@ -19,24 +19,43 @@ TextMatcher::TextMatcher(const std::vector<std::string>& token_bytes) {
 }
 
 int32_t TextMatcher::pattern(const std::string& delimiter, const std::vector<std::string>& stops) {
-    Pattern made{delimiter, stops, delimiter.empty() ? 0 : delimiter.size() - 1};
+    Pattern made{delimiter, stops, delimiter.empty() ? 0 : delimiter.size() - 1, 0};
     for (const std::string& stop : stops) {
         if (stop.empty()) refuse("pattern: a stop string is empty; leave it out");
         made.memory = std::max(made.memory, stop.size() - 1);
     }
     patterns_.reserve(patterns_.size() + 1);
-    const auto id = static_cast<int32_t>(patterns_.size());
+    free_patterns_.reserve(patterns_.size() + 1);
+    const auto id = free_patterns_.empty() ? static_cast<int32_t>(patterns_.size()) : free_patterns_.back();
     const auto [place, is_new] = pattern_ids_.emplace(std::make_pair(delimiter, stops), id);
-    if (is_new) patterns_.push_back(std::move(made));
+    if (is_new && free_patterns_.empty()) {
+        patterns_.push_back(std::move(made));
+    } else if (is_new) {
+        free_patterns_.pop_back();
+        patterns_[static_cast<size_t>(id)] = std::move(made);
+    }
+    patterns_[static_cast<size_t>(place->second)].users++;
     return place->second;
 }
 
+void TextMatcher::release(int32_t pattern) {
+    need_pattern(pattern, "release");
+    leave(pattern);
+}
+
+void TextMatcher::leave(int32_t pattern) {
+    Pattern& left = patterns_[static_cast<size_t>(pattern)];
+    if (--left.users) return;
+    pattern_ids_.erase({left.delimiter, left.stops});
+    left = Pattern();
+    free_patterns_.push_back(pattern);
+}
+
 int32_t TextMatcher::open(int32_t pattern, std::string_view history) {
-    if (pattern < 0 || static_cast<size_t>(pattern) >= patterns_.size())
-        refuse("open: pattern " + std::to_string(pattern) + " does not exist");
+    Pattern& followed = need_pattern(pattern, "open");
     Slot slot;
     slot.pattern = pattern;
-    slot.tail = history.substr(history.size() - std::min(history.size(), patterns_[static_cast<size_t>(pattern)].memory));
+    slot.tail = history.substr(history.size() - std::min(history.size(), followed.memory));
     slot.end = static_cast<int64_t>(history.size());
     int32_t id;
     if (closed_.empty()) {
@@ -48,11 +67,14 @@ int32_t TextMatcher::open(int32_t pattern, std::string_view history) {
         closed_.pop_back();
         slots_[static_cast<size_t>(id)] = std::move(slot);
     }
+    followed.users++;
     return id;
 }
 
 void TextMatcher::close(int32_t slot) {
-    need(slot, "close") = Slot();
+    Slot& ended = need(slot, "close");
+    leave(ended.pattern);
+    ended = Slot();
     closed_.push_back(slot);
 }
 
@@ -111,6 +133,12 @@ int32_t TextMatcher::state(const Automaton& automaton, int32_t id, uint8_t bit) 
 std::string_view TextMatcher::bytes_of(int32_t token) const {
     const size_t begin = token == 0 ? 0 : token_end_[static_cast<size_t>(token) - 1];
     return std::string_view(text_).substr(begin, token_end_[static_cast<size_t>(token)] - begin);
+}
+
+TextMatcher::Pattern& TextMatcher::need_pattern(int32_t pattern, const char* operation) {
+    if (pattern < 0 || static_cast<size_t>(pattern) >= patterns_.size() || !patterns_[static_cast<size_t>(pattern)].users)
+        refuse(std::string(operation) + ": pattern " + std::to_string(pattern) + " does not exist");
+    return patterns_[static_cast<size_t>(pattern)];
 }
 
 TextMatcher::Slot& TextMatcher::need(int32_t slot, const char* operation) {

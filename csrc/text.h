@@ -28,8 +28,11 @@ public:
     // token_bytes[t]: the bytes that token t adds to the text.
     explicit TextMatcher(const std::vector<std::string>& token_bytes);
 
-    // Id of a (delimiter, stop strings) pair; equal pairs have equal ids. An empty delimiter means none.
+    // Id of a (delimiter, stop strings) pair; equal pairs have equal ids. An empty delimiter means none. It is kept
+    // until release() was called as often as pattern(), and the slots that were opened with it are closed.
     int32_t pattern(const std::string& delimiter, const std::vector<std::string>& stops);
+    void release(int32_t pattern);
+    size_t patterns() const { return pattern_ids_.size(); }
 
     // A slot for a new text. history: text that came before it, in which a stop string may begin.
     int32_t open(int32_t pattern, std::string_view history = {});
@@ -58,6 +61,7 @@ private:
         std::string delimiter;
         std::vector<std::string> stops;
         size_t memory = 0;  // longest string - 1: the bytes that an unfinished match can need
+        int64_t users = 0;  // calls of pattern() and open slots; 0: the id is free
     };
     struct Slot {
         int32_t pattern = -1;    // -1: closed
@@ -72,10 +76,13 @@ private:
     Slot& need(int32_t slot, const char* operation);
     const Slot& need(int32_t slot, const char* operation) const;
     uint8_t append(Slot& slot, std::string_view bytes);
+    Pattern& need_pattern(int32_t pattern, const char* operation);
+    void leave(int32_t pattern);
 
     std::string text_;               // bytes of all tokens, one after the other
     std::vector<size_t> token_end_;  // end of each token's bytes
     std::vector<Pattern> patterns_;
+    std::vector<int32_t> free_patterns_;
     std::map<std::pair<std::string, std::vector<std::string>>, int32_t> pattern_ids_;
     std::vector<Slot> slots_;
     std::vector<int32_t> closed_;

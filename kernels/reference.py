@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wcse import _core
 from wcse.kernels.scaled import ScaledPages, quantize_rows
+from wcse.types import PathScores
 
 PAGE = 16
 """Tokens in one page of the KV pools."""
@@ -262,6 +263,18 @@ def score_steps(
             x = torch.relu(x)
     z = x[:, 1] - x[:, 0] if x.shape[1] == 2 else x[:, 0]
     return torch.sigmoid(z) if bounded else z
+
+
+def path_scores(scores: Tensor, known: Tensor, above: Tensor) -> Tensor:
+    """float64 [S, 5]: each score added to the path that ``above`` names. Shapes as in ``ops.score_steps``."""
+    paths = list(known.double())
+    empty = torch.tensor(PathScores(), dtype=torch.float64, device=scores.device)
+    for score, place in zip(scores.double(), above.tolist(), strict=True):
+        _, least, logs, total, steps = paths[place] if place >= 0 else empty
+        paths.append(
+            torch.stack([score, torch.minimum(least, score), logs + score.log(), total + score, steps + 1])
+        )
+    return torch.stack(paths[len(known) :]) if len(scores) else known.double()[:0]
 
 
 def group_top_k(scores: Tensor, bounds: Tensor, k: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from wcse.reward.layout import Layout, Reading
 from wcse.reward.load import SHARED_FILE, load_prm, load_shared_head
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM
 from wcse.search import STRATEGIES, SearchConfig
-from wcse.types import Node, Search, WcseError
+from wcse.types import Node, PathScores, Search, WcseError
 
 PROBLEMS = {"a": "Anna has 12 apples and buys 7 more.", "b": "How many apples?"}
 RULE = StepRule(delimiter="e", max_tokens=10)
@@ -170,6 +171,27 @@ def test_scores_do_not_depend_on_batch_or_memory(
     for side in sides(small):
         side.step()
         side.runner.tree.check()
+
+
+@pytest.mark.parametrize("kind", ["prm_folder", None])
+def test_a_head_sums_up_the_paths(
+    policy: LoadedModel, kind: str | None, request: pytest.FixtureRequest
+) -> None:
+    """Steps that wait together, and steps below scored ones, have in them what adding up their scores gives."""
+    folder = None if kind is None else str(request.getfixturevalue(kind))
+
+    def scorer_of(engine: Engine) -> Scorer:
+        return load_shared_head(engine) if folder is None else load_prm(folder, kv_memory=0.01)
+
+    summed = 0
+    for outcome in run(policy, scorer_of, search("best_of_n", n=4)):
+        for leaf in outcome.solutions:
+            steps = [step for step in leaf.steps() if step.text.strip()]
+            for depth, step in enumerate(steps):  # by the scorer itself: best-of-n never asks on the way
+                scores = [above.score for above in steps[: depth + 1]]
+                assert step.summed == reduce(PathScores.then, scores, PathScores())  # type: ignore[arg-type]
+                summed += depth > 0
+    assert summed > 20
 
 
 def test_a_shared_head_reads_the_policys_states(policy: LoadedModel) -> None:

@@ -185,6 +185,21 @@ def test_equal_patterns_have_equal_ids() -> None:
     assert len(others | {first}) == 4
 
 
+def test_a_pattern_is_kept_while_somebody_uses_it() -> None:
+    matcher = TextMatcher([b"a"])
+    first, again = matcher.pattern(b"", [b"a"]), matcher.pattern(b"", [b"a"])
+    slot = matcher.open(first)
+    matcher.release(first)
+    matcher.release(again)
+    assert matcher.patterns == 1
+    assert matcher.advance([slot], [0]).tolist() == [STOP]
+    matcher.close(slot)
+    assert matcher.patterns == 0
+    with pytest.raises(ValueError, match="pattern 0 does not exist"):
+        matcher.open(first)
+    assert matcher.pattern(b"", [b"b"]) == first, "its place is used again"
+
+
 def test_no_rows() -> None:
     matcher = TextMatcher([b"a"])
     assert matcher.advance([], []).tolist() == []

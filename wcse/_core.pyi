@@ -226,7 +226,14 @@ class TextMatcher:
 
     def __init__(self, token_bytes: Sequence[bytes]) -> None: ...
     def pattern(self, delimiter: bytes, stops: Sequence[bytes]) -> int:
-        """Id of a pair of delimiter (empty: none) and stop strings; the same for equal pairs."""
+        """Id of a pair of delimiter (empty: none) and stop strings; the same for equal pairs.
+
+        It is kept until ``release`` was called as often as ``pattern`` and its slots are closed.
+        """
+    def release(self, pattern: int) -> None: ...
+    @property
+    def patterns(self) -> int:
+        """Pairs that are kept."""
     def open(self, pattern: int, history: bytes = b"") -> int:
         """A slot for a new text that follows ``history``, in which a stop string may begin."""
     def close(self, slot: int) -> None: ...

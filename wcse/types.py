@@ -5,10 +5,11 @@ Knows nothing of models, engines, tensors or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Quantization = Literal["int8", "int4", "gguf", "w8a8", "w4a8", "gguf_a8", "fp8"]
 """How a model's matrices are kept in memory, where not as floats of 16 or 32 bits, and what they are multiplied with.
@@ -47,6 +48,26 @@ class Problem:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+class PathScores(NamedTuple):
+    """What the aggregations need of the scores along a path; each step adds its own. Double precision.
+
+    Empty as it is made. A NaN stays in all but ``last``. ``ops.score_steps`` computes the same natively.
+    """
+
+    last: float = math.nan
+    least: float = math.inf
+    logs: float = 0.0
+    """Sum of the natural logarithms: -inf after a zero, NaN after a negative score."""
+    total: float = 0.0
+    steps: float = 0.0
+
+    def then(self, score: float) -> PathScores:
+        """The same path with one more step."""
+        least = self.least if self.least <= score or math.isnan(self.least) else score
+        log = math.log(score) if score > 0 else -math.inf if score == 0 else math.nan
+        return PathScores(score, least, self.logs + log, self.total + score, self.steps + 1)
+
+
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Node:
     """One step of a partial solution: a span of token ids below a parent. The root holds the prompt.
@@ -65,6 +86,8 @@ class Node:
     logprobs: tuple[float, ...] = ()
     score: float | None = None
     stop_reason: str | int | None = None
+    summed: PathScores | None = field(default=None, repr=False)
+    """What ``path_scores`` returns, once it is known; a scorer that computes it natively sets it with the score."""
 
     @property
     def complete(self) -> bool:
@@ -102,12 +125,31 @@ class Node:
         Raises:
             WcseError: a step on the path was never scored.
         """
-        steps = [step for step in self.steps() if step.score is not None or step.text.strip()]
-        if any(step.score is None for step in steps):
-            raise WcseError(
-                f"node {self.path}: not every step was scored; yield Score(...) first or set a PRM"
-            )
-        return [step.score for step in steps if step.score is not None]
+        return [score for step in self.steps() if (score := step._own_score(self.path)) is not None]
+
+    @property
+    def path_scores(self) -> PathScores:
+        """``scores`` as the aggregations read them; only steps below the last known ones are added up.
+
+        Raises:
+            WcseError: a step on the path was never scored.
+        """
+        new: list[Node] = []
+        node: Node = self
+        while node.parent is not None and node.summed is None:
+            new.append(node)
+            node = node.parent
+        summed = node.summed or PathScores()
+        for step in reversed(new):
+            score = step._own_score(self.path)
+            summed = step.summed = summed if score is None else summed.then(score)
+        return summed
+
+    def _own_score(self, path: tuple[int, ...]) -> float | None:
+        """The score; None if the step shows no text. ``path`` is for the message."""
+        if self.score is None and self.text.strip():
+            raise WcseError(f"node {path}: not every step was scored; yield Score(...) first or set a PRM")
+        return self.score
 
 
 @dataclass(frozen=True, slots=True)

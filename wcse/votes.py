@@ -9,33 +9,40 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
-from wcse.types import Node, WcseError
+from wcse.types import Node, PathScores, WcseError
 
-AGGREGATIONS: dict[str, Callable[[Sequence[float]], float]] = {
-    "last": lambda scores: scores[-1],
-    "min": min,
-    "prod": math.prod,
-    "mean": lambda scores: math.fsum(scores) / len(scores),
+AGGREGATIONS: dict[str, Callable[[PathScores], float]] = {
+    "last": lambda path: path.last,
+    "min": lambda path: path.least,
+    "prod": lambda path: _exp(path.logs),
+    "mean": lambda path: path.total / path.steps,
 }
 
 
-def aggregate(scores: Sequence[float], how: str) -> float:
-    """One number for a partial solution from its steps' scores, first step first.
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
+
+
+def aggregate(scores: PathScores | Sequence[float], how: str) -> float:
+    """One number for a partial solution.
 
     Args:
-        scores: a NaN among those that count makes the result NaN, and so do no scores at all (a solution
-            without visible text): it ranks last.
-        how: ``last``, ``min``, ``prod`` or ``mean``.
+        scores: a node's ``path_scores``, or the steps' scores, first step first. A NaN among those that count
+            makes the result NaN, and so do no scores at all (a solution without visible text): it ranks last.
+        how: ``last``, ``min``, ``prod`` (of scores that are not negative) or ``mean``.
 
     Raises:
         WcseError: unknown ``how``.
     """
     if how not in AGGREGATIONS:
         raise WcseError(f"agg_strategy={how!r} is unknown; use one of {', '.join(AGGREGATIONS)}")
-    if not scores or (how != "last" and any(math.isnan(score) for score in scores)):
-        return math.nan
-    return float(AGGREGATIONS[how](scores))
+    path = scores if isinstance(scores, PathScores) else reduce(PathScores.then, scores, PathScores())
+    return AGGREGATIONS[how](path) if path.steps else math.nan
 
 
 def rank_key(score: float, path: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
@@ -71,7 +78,9 @@ def ballots(
 
     def ballot(node: Node, answer_class: int | None) -> Ballot:
         # An unfinished solution may lack a score and needs none.
-        score = None if agg_strategy is None or not node.complete else aggregate(node.scores, agg_strategy)
+        score = (
+            None if agg_strategy is None or not node.complete else aggregate(node.path_scores, agg_strategy)
+        )
         return Ballot(node.path, node.complete, answer_class, score)
 
     return [ballot(node, cls) for node, cls in zip(solutions, answer_classes, strict=True)]

@@ -92,8 +92,8 @@ void token_logprobs(Address logits, Address tokens, Address out, int64_t rows, i
 // A layer is (panels, bits, group, wide, minima, integer, bias or 0, n, k).
 using Layer = std::tuple<Address, int, int, bool, bool, bool, Address, int64_t, int64_t>;
 
-void score_steps(Address hidden, Address rows, const std::vector<Layer>& layers, Address scores, int64_t n_rows,
-                 int64_t steps, bool bounded, int threads) {
+void score_steps(Address hidden, Address rows, const std::vector<Layer>& layers, Address known, Address above,
+                 Address out, int64_t n_rows, int64_t n_known, int64_t steps, bool bounded, int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
     std::vector<cpu::LinearArgs> args;
@@ -102,7 +102,13 @@ void score_steps(Address hidden, Address rows, const std::vector<Layer>& layers,
         args.push_back({nullptr, weight, at(bias), nullptr, nullptr, n, k});
     }
     cpu::score_steps({at(hidden), n_rows, at<const int32_t>(rows), args.data(), static_cast<int>(args.size()), bounded,
-                      at<float>(scores), steps});
+                      at<const cpu::PathScores>(known), n_known, at<const int32_t>(above), at<cpu::PathScores>(out),
+                      steps});
+}
+
+void group_top_k(Address scores, Address bounds, Address out, int64_t n_scores, int64_t groups, int64_t k) {
+    py::gil_scoped_release release;
+    cpu::group_top_k({at(scores), n_scores, at<const int32_t>(bounds), groups, at<int32_t>(out), k});
 }
 
 double fma_peak(int threads, double seconds) {
@@ -137,6 +143,7 @@ void bind_kernels(py::module_& m) {
     m.def("sample", &sample);
     m.def("token_logprobs", &token_logprobs);
     m.def("score_steps", &score_steps);
+    m.def("group_top_k", &group_top_k);
 }
 
 }  // namespace wcse

@@ -54,18 +54,37 @@ void sample(const SampleArgs& g);
 // out[r] = log-softmax of logits[r] at tokens[r]; NaN for a row with NaN, +inf or nothing but -inf.
 void token_logprobs(const float* logits, const int32_t* tokens, float* out, int64_t rows, int64_t vocab);
 
+// What the aggregations need of the scores along a path.
+struct PathScores {
+    double last, least, logs, total, steps;
+};
+
 struct ScoreArgs {
     const float* hidden;  // [n_rows][layers[0].k]
     int64_t n_rows;
     const int32_t* rows;       // [steps]
     const LinearArgs* layers;  // x and out are set by score_steps
     int n_layers;
-    bool bounded;   // sigmoid of the (difference of the) outputs; otherwise as it is
-    float* scores;  // [steps]
+    bool bounded;             // sigmoid of the (difference of the) outputs; otherwise as it is
+    const PathScores* known;  // [n_known]
+    int64_t n_known;
+    const int32_t* above;  // [steps]: place of the step above in known followed by out, before this one; -1: none
+    PathScores* out;       // [steps]; last is the score, rounded to float
     int64_t steps;
 };
-// Gather, linear layers with ReLU between them, link. Rows do not see each other.
+// Gather, linear layers with ReLU between them, link, and the sums along each path. Rows do not see each other.
 void score_steps(const ScoreArgs& g);
+
+struct TopKArgs {
+    const float* scores;  // [n_scores]
+    int64_t n_scores;
+    const int32_t* bounds;  // [groups + 1]
+    int64_t groups;
+    int32_t* out;  // [groups][k]
+    int64_t k;
+};
+// Places of the k best scores[bounds[g] .. bounds[g + 1]) of every group; NaN last, lower places first, -1 where none.
+void group_top_k(const TopKArgs& g);
 
 // Floating-point operations per second of bare multiply-adds on every thread of the pool, each at its best within this
 // time.

@@ -195,11 +195,19 @@ def gated_act(gate_up: Tensor, *, act: str) -> Tensor:
 
 
 def score_steps(
-    hidden: Tensor, picked: Tensor, layers: Sequence[tuple[Linear, Tensor | None]], *, bounded: bool
+    hidden: Tensor,
+    picked: Tensor,
+    layers: Sequence[tuple[Linear, Tensor | None]],
+    known: Tensor,
+    above: Tensor,
+    *,
+    bounded: bool,
 ) -> Tensor:
-    """All layers but the last are GEMMs over the chosen rows; the last is one kernel with gather, ReLU and link."""
+    """All layers but the last are GEMMs over the chosen rows; the last is one kernel with all that follows."""
     check("hidden", hidden, hidden, tuple(hidden.shape))
     check("rows", picked, hidden, (len(picked),), torch.int32)
+    check("known", known, hidden, (len(known), 5), torch.float64)
+    check("above", above, hidden, (len(picked),), torch.int32)
     *first, (last, bias) = layers
     x = hidden
     for i, (weight, b) in enumerate(first):
@@ -210,7 +218,7 @@ def score_steps(
     check("weight", last.weight(), x, (last.n, x.shape[1]))
     if bias is not None:
         check("bias", bias, x, (last.n,))
-    return score.score_rows(x, picked, last.weight(), bias, relu=bool(first), bounded=bounded)
+    return score.score_rows(x, picked, last.weight(), bias, known, above, relu=bool(first), bounded=bounded)
 
 
 def group_top_k(scores: Tensor, bounds: Tensor, k: int, *, largest_group: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scores of steps: gather rows, one or two columns, link; and the best of each group, on the device.
+"""Scores of steps: gather rows, one or two columns, link, sums along paths; the best of each group, on the device.
 
 One program a row or a group. No logits of the vocabulary, nothing waits for the host.
 """
@@ -18,7 +18,10 @@ def score_kernel(
     row_ptr,
     weight_ptr,
     bias_ptr,
+    known_ptr,
+    above_ptr,
     out_ptr,
+    n_known,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -26,39 +29,81 @@ def score_kernel(
     RELU: tl.constexpr,
     BOUNDED: tl.constexpr,
 ):
-    """Grid (scores,). weight [COLUMNS, N]; z = z0 of one column, z1 - z0 of two; sigmoid(z) if BOUNDED, else z."""
+    """Grid (scores,). weight [COLUMNS, N]; z = z0 of one column, z1 - z0 of two; sigmoid(z) if BOUNDED, else z.
+
+    A program computes the steps above its own that are in the batch, too (rarely any), so that none waits for another.
+    """
     j = tl.program_id(0)
     n = tl.arange(0, BLOCK)
     ok = n < N
-    x = tl.load(x_ptr + tl.load(row_ptr + j).to(tl.int64) * N + n, mask=ok, other=0.0).to(tl.float32)
-    if RELU:
-        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    z = tl.sum(x * tl.load(weight_ptr + n, mask=ok, other=0.0).to(tl.float32), 0)
-    if BIAS:
-        z += tl.load(bias_ptr).to(tl.float32)
+    first = tl.load(weight_ptr + n, mask=ok, other=0.0).to(tl.float32)
     if COLUMNS == 2:
-        second = tl.sum(x * tl.load(weight_ptr + N + n, mask=ok, other=0.0).to(tl.float32), 0)
+        second = tl.load(weight_ptr + N + n, mask=ok, other=0.0).to(tl.float32)
+    steps = 1
+    place = tl.load(above_ptr + j)
+    while place >= n_known:
+        place = tl.load(above_ptr + place - n_known)
+        steps += 1
+    path_ptr = known_ptr + place.to(tl.int64) * 5
+    score = tl.load(path_ptr, mask=place >= 0, other=float("nan"))
+    least = tl.load(path_ptr + 1, mask=place >= 0, other=float("inf"))
+    logs = tl.load(path_ptr + 2, mask=place >= 0, other=0.0)
+    total = tl.load(path_ptr + 3, mask=place >= 0, other=0.0)
+    count = tl.load(path_ptr + 4, mask=place >= 0, other=0.0)
+    for step in range(steps):
+        at = j
+        for _ in range(steps - 1 - step):
+            at = tl.load(above_ptr + at) - n_known
+        x = tl.load(x_ptr + tl.load(row_ptr + at).to(tl.int64) * N + n, mask=ok, other=0.0).to(tl.float32)
+        if RELU:
+            x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        z = tl.sum(x * first, 0)
         if BIAS:
-            second += tl.load(bias_ptr + 1).to(tl.float32)
-        z = second - z
-    if BOUNDED:
-        z = 1.0 / (1.0 + tl.exp(-z))
-    tl.store(out_ptr + j, z)
+            z += tl.load(bias_ptr).to(tl.float32)
+        if COLUMNS == 2:
+            other = tl.sum(x * second, 0)
+            if BIAS:
+                other += tl.load(bias_ptr + 1).to(tl.float32)
+            z = other - z
+        if BOUNDED:
+            z = 1.0 / (1.0 + tl.exp(-z))
+        score = z.to(tl.float64)
+        least = tl.where((least <= score) | (least != least), least, score)
+        log = tl.log(tl.where(score > 0, score, 1.0))
+        logs += tl.where(score > 0, log, tl.where(score == 0, -float("inf"), float("nan")))
+        total += score
+        count += 1.0
+    tl.store(out_ptr + j * 5, score)
+    tl.store(out_ptr + j * 5 + 1, least)
+    tl.store(out_ptr + j * 5 + 2, logs)
+    tl.store(out_ptr + j * 5 + 3, total)
+    tl.store(out_ptr + j * 5 + 4, count)
 
 
 def score_rows(
-    x: Tensor, rows: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool, bounded: bool
+    x: Tensor,
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    known: Tensor,
+    above: Tensor,
+    *,
+    relu: bool,
+    bounded: bool,
 ) -> Tensor:
-    """float32 [S] of x[rows], x [T, N], weight [1 or 2, N]."""
+    """float64 [S, 5] of x[rows], x [T, N], weight [1 or 2, N], after the paths in ``known`` [K, 5]."""
     n_scores, width = len(rows), x.shape[1]
-    out = torch.empty(n_scores, dtype=torch.float32, device=x.device)
+    out = torch.empty((n_scores, 5), dtype=torch.float64, device=x.device)
     block = triton.next_power_of_2(width)
     score_kernel[(n_scores,)](
         x,
         rows,
         weight,
         x if bias is None else bias,
+        known,
+        above,
         out,
+        len(known),
         N=width,
         BLOCK=block,
         COLUMNS=weight.shape[0],

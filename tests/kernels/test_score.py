@@ -1,12 +1,20 @@
-"""Step scores: the native op against its reference, extremes, independence of the batch, refusals."""
+"""Step scores and sums along paths: native op against reference, extremes, independence of the batch, refusals."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial, reduce
+from itertools import accumulate
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wcse.kernels import ops
-from wcse.types import WcseError
+from wcse.types import PathScores, WcseError
+from wcse.votes import aggregate
 
 
 def head(sizes: list[int], seed: int = 0) -> list[tuple[ops.PackedLinear, torch.Tensor | None]]:
@@ -29,28 +37,110 @@ def test_the_native_op_equals_its_reference(sizes: list[int], bounded: bool) -> 
     layers = head(sizes)
     found = ops.score_steps(hidden, rows, layers, bounded=bounded)
     expected = ops.score_steps(hidden.double(), rows, layers, bounded=bounded, backend="torch")
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(found[0], found[3])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
+    assert found.dtype == torch.float64 and found[0].tolist()[0] == found[3].tolist()[0]
     each = [ops.score_steps(hidden, rows[i : i + 1], layers, bounded=bounded) for i in range(5)]
-    assert torch.equal(torch.cat(each), found)
-    assert ops.score_steps(hidden, rows[:0], layers).shape == (0,)
+    torch.testing.assert_close(torch.cat(each), found, atol=0, rtol=0, equal_nan=True)
+    assert ops.score_steps(hidden, rows[:0], layers).shape == (0, 5)
+
+
+SCORES = st.sampled_from([0.0, 1.0, 0.25, 0.5, 0.9, 0.1, 1e-30, -2.0, 3.0, math.nan, math.inf])
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> tuple[list[float], list[int], int]:
+    """Scores of a tree's steps, the step above each (-1: none), and how many of them come in a first call."""
+    scores = draw(st.lists(SCORES, min_size=1, max_size=20))
+    above = [draw(st.integers(-1, i - 1)) for i in range(len(scores))]
+    return scores, above, draw(st.integers(0, len(scores)))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(trees())
+def test_sums_along_paths_equal_aggregation_from_scratch(tree: tuple[list[float], list[int], int]) -> None:
+    scores, above, split = tree
+    hidden = torch.tensor(scores)[:, None]
+    layers = [(ops.pack_linear(torch.ones(1, 1)), None)]
+    rows, places = (torch.tensor(x, dtype=torch.int32) for x in (range(len(scores)), above))
+    for backend in ("cpp", "torch"):
+        first, second = (
+            partial(ops.score_steps, hidden, part, layers, bounded=False, backend=backend)
+            for part in (rows[:split], rows[split:])
+        )
+        known = first(above=places[:split])
+        found = torch.cat([known, second(above=places[split:], known=known)])
+        for i, row in enumerate(found.tolist()):
+            path, place = list[float](), i
+            while place >= 0:
+                path.insert(0, hidden[place].item())
+                place = above[place]
+            if backend == "cpp":  # to the last bit what a node computes by itself
+                same = reduce(PathScores.then, path, PathScores())
+                assert list(map(repr, row)) == list(map(repr, same))
+            for how, exact in EXACT.items():
+                value = aggregate(PathScores(*row), how)
+                if how != "last" and any(map(math.isnan, path)):
+                    assert math.isnan(value)
+                elif how != "prod" or min(path) >= 0:
+                    assert value == pytest.approx(exact(path), rel=1e-12, nan_ok=True)
+
+
+EXACT: dict[str, Callable[[list[float]], float]] = {
+    "last": lambda path: path[-1],
+    "min": min,
+    "prod": math.prod,
+    "mean": lambda path: math.fsum(path) / len(path),
+}
+
+
+def test_a_product_too_small_for_single_precision_keeps_its_rank() -> None:
+    layers = [(ops.pack_linear(torch.ones(1, 1)), None)]
+    hidden, rows = torch.tensor([[1e-5], [2e-5]]), torch.tensor([0] * 20 + [1] * 20, dtype=torch.int32)
+    above = torch.tensor([i - 1 if i % 20 else -1 for i in range(40)], dtype=torch.int32)
+    found = ops.score_steps(hidden, rows, layers, above=above, bounded=False)
+    low, high = (aggregate(PathScores(*found[i].tolist()), "prod") for i in (19, 39))
+    assert 0 < low < high < 1e-90
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.lists(SCORES | st.just(-0.0), max_size=9), min_size=1, max_size=4), st.integers(1, 6))
+def test_the_best_of_groups(groups: list[list[float]], k: int) -> None:
+    scores = torch.tensor([x for group in groups for x in group])
+    bounds = torch.tensor([0, *accumulate(map(len, groups))], dtype=torch.int32)
+    found, expected = (
+        ops.group_top_k(scores, bounds, k, largest_group=9, backend=backend) for backend in ("cpp", "torch")
+    )
+    assert found.tolist() == expected.tolist()
 
 
 def test_extremes_stay_finite_and_ordered() -> None:
     layers = [(ops.pack_linear(torch.tensor([[-1.0], [1.0]])), None)]
     z = torch.tensor([[-300.0], [-40.0], [-20.0], [0.0], [8.0]])
-    scores = ops.score_steps(z, torch.arange(5, dtype=torch.int32), layers)
+    scores = ops.score_steps(z, torch.arange(5, dtype=torch.int32), layers)[:, 0]
     assert torch.isfinite(scores).all()
     assert scores.tolist() == sorted(scores.tolist())
     assert scores[3] == 0.5 and scores[1] > 0
     broken = ops.score_steps(torch.tensor([[float("nan")]]), torch.zeros(1, dtype=torch.int32), layers)
-    assert broken.isnan().all()
+    assert broken[0, :4].isnan().all() and broken[0, 4] == 1
 
 
 def test_what_does_not_fit_is_refused() -> None:
     hidden = torch.zeros(3, 8)
     with pytest.raises(WcseError, match=r"rows\[0\]=3 is outside the 3 hidden states"):
         ops.score_steps(hidden, torch.tensor([3], dtype=torch.int32), head([8, 2]))
+    with pytest.raises(
+        WcseError, match=r"above\[1\]=1 is neither -1 nor one of the 0 known paths and the st"
+    ):
+        ops.score_steps(
+            hidden, torch.tensor([0, 0], dtype=torch.int32), head([8, 2]), above=torch.tensor([-1, 1]).int()
+        )
+    for bounds in ([0, 4], [2, 1], [-1, 2]):
+        with pytest.raises(
+            WcseError, match=r"bounds\[[01]\]=-?\d does not lie between the one before and the 3 s"
+        ):
+            ops.group_top_k(torch.zeros(3), torch.tensor(bounds).int(), 1, largest_group=4)
+    with pytest.raises(WcseError, match=r"known has dtype torch.float32"):
+        ops.score_steps(hidden, torch.tensor([0]).int(), head([8, 2]), known=torch.zeros(1, 5))
     with pytest.raises(WcseError, match="layer 0 takes 9 columns and gets 8"):
         ops.score_steps(hidden, torch.tensor([0], dtype=torch.int32), head([9, 2]))
     with pytest.raises(WcseError, match="the head has 3 outputs"):

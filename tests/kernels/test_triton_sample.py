@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wcse.kernels import ops, reference
-from wcse.types import WcseError
+from wcse.types import PathScores, WcseError
 
 pytest.importorskip("triton")
 
@@ -153,12 +153,17 @@ def test_score_steps(sizes: tuple[int, ...], bounded: bool, biased: bool) -> Non
     for size in sizes:
         layers.append((torch.randn(size, width) * width**-0.5, torch.randn(size) if biased else None))
         width = size
-    rows = torch.tensor([3, 19, 0, 3], dtype=torch.int32)
+    rows = torch.tensor([3, 19, 0, 3, 7, 5], dtype=torch.int32)
+    # A first step, two that go on from known paths, and three below steps of the same batch.
+    above = torch.tensor([-1, 0, 1, 2, 5, 5], dtype=torch.int32)
+    known = torch.tensor([PathScores(), PathScores().then(0.5).then(0.0)], dtype=torch.float64)
+    paths = {"known": known, "above": above, "bounded": bounded}
     wide = [(ops.DenseLinear(w.double()), None if b is None else b.double()) for w, b in layers]
-    exact = ops.score_steps(hidden.double(), rows, wide, bounded=bounded, backend="torch")
+    exact = ops.score_steps(hidden.double(), rows, wide, **paths, backend="torch")
     there = [(ops.DenseLinear(w.to(DEVICE)), None if b is None else b.to(DEVICE)) for w, b in layers]
-    got = ops.score_steps(hidden.to(DEVICE), rows.to(DEVICE), there, bounded=bounded, backend="triton")
-    torch.testing.assert_close(got.cpu().double(), exact, rtol=1e-4, atol=1e-5)
+    paths |= {"known": known.to(DEVICE), "above": above.to(DEVICE)}
+    got = ops.score_steps(hidden.to(DEVICE), rows.to(DEVICE), there, **paths, backend="triton")
+    torch.testing.assert_close(got.cpu(), exact, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def test_a_broken_row_scores_nan() -> None:
@@ -168,7 +173,7 @@ def test_a_broken_row_scores_nan() -> None:
     one, two = ((ops.DenseLinear(torch.randn(n, 16).to(DEVICE)), None) for n in (2, 16))
     for layers in ([one], [two, one]):
         got = ops.score_steps(x.to(DEVICE), rows, layers, backend="triton")
-        assert got.isnan().tolist() == [False, True, False]
+        assert got[:, 0].isnan().tolist() == [False, True, False]
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)

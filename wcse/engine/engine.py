@@ -154,6 +154,7 @@ class Engine:
         self._spans: WeakKeyDictionary[Node, Span] = WeakKeyDictionary()
         self._filling: dict[Span, list[Callable[[torch.Tensor], None]]] = {}
         self._dead: deque[Span] = deque()
+        self._unused: deque[int] = deque()  # patterns of roots that nobody holds
         if round_tokens is None:
             round_tokens = ROUND_TOKENS if model.decoder.device.type == "cuda" else 1
         self.rounds = Rounds(self, tokens=round_tokens) if round_tokens > 1 else None
@@ -181,10 +182,11 @@ class Engine:
                 f"{self.model.context}; shorten the prompt or use a model with a longer context"
             )
         node = Node(None, (), tuple(tokens), decode(self.table, tokens))
-        pattern = self.matcher.pattern(rule.delimiter.encode(), [text.encode() for text in params.stop])
         model = self.model
         rules = make_rules(params, tokens, model.tokenizer, model.eos_ids, model.spec.vocab_size)
+        pattern = self.matcher.pattern(rule.delimiter.encode(), [text.encode() for text in params.stop])
         root = Root(node, seed, problem, params, rule, pattern, rules)
+        finalize(root, self._unused.append, pattern)
         span, matched = self.runner.prompt(tokens, tenant=tenant)
         self._reuse(root, matched)
         self._spans[node] = span
@@ -619,6 +621,8 @@ class Engine:
         while self._dead:
             span = self._dead.popleft()
             self.runner.release(span, cache=span.prompt)
+        while self._unused:
+            self.matcher.release(self._unused.popleft())
 
     def census(self) -> dict[Root, tuple[int, int]]:
         """Pages behind the running rows of each problem: in the tree, and with one cache per sequence."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from wcse.kernels import ops
-from wcse.types import WcseError
+from wcse.types import Node, PathScores, WcseError
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,46 @@ class Head:
         Two outputs z0, z1 give softmax(z)[1] = sigmoid(z1 - z0), which never underflows to a wrong rank. A score
         does not depend on its batch.
         """
-        chosen = range(len(hidden)) if rows is None else rows
-        index = torch.tensor(list(chosen), dtype=torch.int32).to(hidden.device)
-        return ops.score_steps(hidden, index, self._packed, bounded=self.bounded)
+        index = _places(range(len(hidden)) if rows is None else rows, hidden)
+        return ops.score_steps(hidden, index, self._packed, bounded=self.bounded)[:, 0].float()
+
+    def score_nodes(self, hidden: torch.Tensor, nodes: Sequence[Node], rows: Sequence[int]) -> list[float]:
+        """Scores of the steps that end at these rows of ``hidden``; the nodes keep the sums along their paths."""
+        known = [PathScores()] * len(nodes)
+        above = list(range(len(nodes)))
+        summed: dict[Node, int] = {}
+        for i, node in enumerate(nodes):
+            assert node.parent is not None
+            if node.parent in summed:
+                above[i] = len(nodes) + summed[node.parent]
+            else:
+                try:
+                    known[i] = node.parent.path_scores
+                except WcseError:  # a step above is scored later; the node will add it up when it is asked
+                    continue
+            summed[node] = i
+        paths = ops.score_steps(
+            hidden,
+            _places(rows, hidden),
+            self._packed,
+            known=torch.tensor(known, dtype=torch.float64)
+            .reshape(-1, len(PathScores._fields))
+            .to(hidden.device),
+            above=_places(above, hidden),
+            bounded=self.bounded,
+        ).tolist()
+        for node, i in summed.items():
+            node.summed = PathScores(*paths[i])
+        return [path[0] for path in paths]
 
     def to(self, device: torch.device) -> Head:
         """The head with its layers on a device."""
         layers = [(w.to(device), None if b is None else b.to(device)) for w, b in self.layers]
         return Head(layers, self.bounded)
+
+
+def _places(numbers: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(list(numbers), dtype=torch.int32).to(like.device)
 
 
 ANY_HEAD = (("score.0", "score.2"), ("score",), ("classifier",), ("v_head.summary",))

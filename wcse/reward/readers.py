@@ -15,12 +15,18 @@ import torch
 from wcse.engine.runner import Runner, Span, Work
 from wcse.kernels.copies import join_rows
 from wcse.reward.head import Head
+from wcse.types import Node
 
 
 class Reader(Protocol):
-    """Runs a batch. ``whole`` are the spans of it whose value is wanted, all of them stored to their end."""
+    """Runs a batch. ``whole`` are the spans of it whose value is wanted, all of them stored to their end.
 
-    def __call__(self, runner: Runner, work: Work, whole: Sequence[Span]) -> list[float]: ...
+    They are read for ``nodes``, each after those above it.
+    """
+
+    def __call__(
+        self, runner: Runner, work: Work, whole: Sequence[Span], nodes: Sequence[Node]
+    ) -> list[float]: ...
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,12 @@ class HeadReader:
 
     head: Head
 
-    def __call__(self, runner: Runner, work: Work, whole: Sequence[Span]) -> list[float]:
+    def __call__(
+        self, runner: Runner, work: Work, whole: Sequence[Span], nodes: Sequence[Node]
+    ) -> list[float]:
         hidden = runner.run(work)
         at = {span: i for i, span in enumerate(work.spans)}
-        return self.head(hidden, [at[span] for span in whole]).tolist() if whole else []
+        return self.head.score_nodes(hidden, nodes, [at[span] for span in whole]) if whole else []
 
 
 @dataclass(slots=True)
@@ -54,7 +62,9 @@ class LogprobReader:
     def __init__(self) -> None:
         self._tallies: WeakKeyDictionary[Span, _Tally] = WeakKeyDictionary()
 
-    def __call__(self, runner: Runner, work: Work, whole: Sequence[Span]) -> list[float]:
+    def __call__(
+        self, runner: Runner, work: Work, whole: Sequence[Span], nodes: Sequence[Node]
+    ) -> list[float]:
         hidden = runner.run(work, every_row=True)
         parts: list[tuple[_Tally, int]] = []
         rows: list[torch.Tensor] = []

@@ -47,13 +47,13 @@ class SharedHead:
         self.engine = engine
         self.head = head
         self.default_agg = default_agg
-        self._queue: list[tuple[Root, torch.Tensor, Done]] = []
+        self._queue: list[tuple[Root, Node, torch.Tensor, Done]] = []
 
     def submit(self, root: Root, problem: str, node: Node, done: Done) -> None:
         if blank(node):
             done(None)
         else:
-            self.engine.fill(root, node, lambda hidden: self._queue.append((root, hidden, done)))
+            self.engine.fill(root, node, lambda hidden: self._queue.append((root, node, hidden, done)))
 
     @property
     def waiting(self) -> int:
@@ -61,8 +61,9 @@ class SharedHead:
 
     def step(self) -> None:
         queue, self._queue = self._queue, []
-        scores = self.head(join_rows([hidden[None] for _, hidden, _ in queue])).tolist()
-        for (_, _, done), score in zip(queue, scores, strict=True):
+        hidden = join_rows([row[None] for _, _, row, _ in queue])
+        scores = self.head.score_nodes(hidden, [node for _, node, _, _ in queue], range(len(queue)))
+        for (*_, done), score in zip(queue, scores, strict=True):
             done(score)
 
     def account(self, root: Root) -> Account:
@@ -208,7 +209,7 @@ class SeparatePRM:
                     f"KV memory of the verifier: one path of {reading.span.depth} tokens does not fit in "
                     f"{self.runner.tree.stats()['total']} pages; give more memory (kv_memory)"
                 )
-        scores = self.reader(self.runner, work, [reading.span for reading in done])
+        scores = self.reader(self.runner, work, [r.span for r in done], [r.node for r in done])
         del self._queue[: len(done)]
         for reading, score in zip(done, scores, strict=True):
             if reading.passing:

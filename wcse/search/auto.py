@@ -77,7 +77,7 @@ def easiness(probes: Sequence[Node], choices: Choices) -> Generator[Request, Any
         classes = yield Classes(tuple(probes))
         return agreement(classes)
     return mean_score(
-        [aggregate(node.scores, choices.agg_strategy) if node.complete else 0.0 for node in probes]
+        [aggregate(node.path_scores, choices.agg_strategy) if node.complete else 0.0 for node in probes]
     )
 
 

@@ -34,12 +34,12 @@ def beam_search(root: Node, config: SearchConfig) -> Search:
             live = distinct(live)
         if not live:
             break
-        scores = [aggregate(node.scores, config.aggregation) for node in live]
+        scores = [aggregate(node.path_scores, config.aggregation) for node in live]
         order = sorted(range(len(live)), key=lambda index: (scores[index], index))
         best = sorted(order[-(config.n // config.beam_width) :])
         kept = [live[index] for index in best]
     if config.sort_completed:
-        done.sort(key=lambda node: -aggregate(node.scores, config.aggregation))
+        done.sort(key=lambda node: -aggregate(node.path_scores, config.aggregation))
     return done[: config.n]
 
 

@@ -54,7 +54,7 @@ class _Place:
         self.below += new
         self.open = any(child.open for child in self.below)
         for child in new:
-            value = aggregate(child.node.scores, aggregation)
+            value = aggregate(child.node.path_scores, aggregation)
             child.back_up(0.0 if math.isnan(value) else value)
         if not new:
             self.back_up(0.0)

@@ -47,7 +47,8 @@ def increment(old: Node, new: Node, potential: str, aggregation: str) -> float:
     if not new.live and not new.complete:
         return 0.0
     if potential == "ratio":
-        before, after = (aggregate(node.scores, aggregation) if node.scores else 1.0 for node in (old, new))
+        paths = (node.path_scores for node in (old, new))
+        before, after = (aggregate(path, aggregation) if path.steps else 1.0 for path in paths)
         factor = after / max(before, 1e-7)
     else:
         steps = [step.score for step in new.steps()[len(old.path) :] if step.score is not None]

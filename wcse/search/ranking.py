@@ -19,7 +19,7 @@ def ranked(nodes: Iterable[Node], worth: str | Mapping[tuple[int, ...], float]) 
     """
 
     def value(node: Node) -> float:
-        return aggregate(node.scores, worth) if isinstance(worth, str) else worth[node.path]
+        return aggregate(node.path_scores, worth) if isinstance(worth, str) else worth[node.path]
 
     return sorted(nodes, key=lambda node: rank_key(value(node), node.path))
 

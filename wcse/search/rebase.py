@@ -27,7 +27,7 @@ def rebase(root: Node, config: SearchConfig) -> Search:
         complete += [child for child in children if child.complete]
         truncated += [child for child in children if not child.complete and not child.live]
         live = sorted((child for child in children if child.live), key=lambda node: node.path)
-        scores = [aggregate(node.scores, config.aggregation) for node in live]
+        scores = [aggregate(node.path_scores, config.aggregation) for node in live]
         widths = shares(scores, config.n - len(complete) - len(truncated), config)
         frontier = [(node, width) for node, width in zip(live, widths, strict=True) if width]
         del groups, children, live

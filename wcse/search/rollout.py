@@ -32,4 +32,4 @@ def values(nodes: Sequence[Node], config: SearchConfig) -> Generator[Request, An
             if tip.finish is not Finish.ERROR:  # a step that failed has no score and says nothing
                 tips[path] = tip
         del grown
-    return {path: aggregate(tip.scores, config.aggregation) for path, tip in tips.items()}
+    return {path: aggregate(tip.path_scores, config.aggregation) for path, tip in tips.items()}
