@@ -145,7 +145,9 @@ def test_llm_takes_vllms_name(folder: Path) -> None:
 
 
 def test_bad_options_are_refused(folder: Path) -> None:
-    with pytest.raises(WcseError, match=r"quantization='int3' is unknown; use 'int8', .*, 'gguf_a8', 'fp8' or None"):
+    with pytest.raises(
+        WcseError, match=r"quantization='int3' is unknown; use 'int8', .*, 'gguf_a8', 'fp8' or None"
+    ):
         load_model(folder, quantization="int3")  # type: ignore[arg-type]
     with pytest.raises(
         WcseError, match=r"quantization='gguf': .* is not a \.gguf file; use 'int8' or 'int4'"

@@ -82,7 +82,9 @@ def test_a_model_with_halves_writes_nearly_the_same(tmp_path: Path) -> None:
     assert half.engine.runner.tree.stats()["total"] == 2 * full.engine.runner.tree.stats()["total"]
     first = [llm.generate([prompt], params, use_tqdm=False)[0].outputs[0] for llm in (full, half)]
     assert first[0].token_ids[0] == first[1].token_ids[0]
-    with pytest.raises(WcseError, match="kv_cache_dtype='fp8' needs a GPU; use 'auto' or 'float16' on the CPU"):
+    with pytest.raises(
+        WcseError, match="kv_cache_dtype='fp8' needs a GPU; use 'auto' or 'float16' on the CPU"
+    ):
         load_model(folder, kv_cache_dtype="fp8")
     with pytest.raises(WcseError, match="kv_cache_dtype='int8' is unknown; use 'auto', 'float16' or 'fp8'"):
         load_model(folder, kv_cache_dtype="int8")
