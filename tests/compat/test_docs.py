@@ -13,7 +13,7 @@ TOOLS = {
     "trl": "trl",
     "its_hub": "its_hub",
     "distilabel": "distilabel",
-    "ray": "ray",
+    "ray": "ray.data",
 }
 
 
