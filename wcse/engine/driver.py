@@ -17,6 +17,7 @@ from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
 from wcse.ledger import Ledger
 from wcse.rng import uniforms
+from wcse.search.best import Best
 from wcse.types import (
     Chosen,
     Classes,
@@ -363,17 +364,19 @@ class Driver:
             done([self._empty(run, request.node, request.first + i) for i in range(request.n)])
             return
         nodes: list[Node | None] = [None] * request.n
-        countdown = _Countdown(lambda: done(nodes))
+        countdown = _Countdown(lambda: done([node for node in nodes if node is not None]))
         scores = request.score and self.scorer is not None
+        best = request.best if scores and not request.to_end else None
 
         def on_node(node: Node) -> None:
             self._trace(run, node)
             if scores and node.finish is not Finish.ERROR:
                 countdown.add()
-                self._submit(run, node, countdown)
+                self._submit(run, node, countdown, best if node.live else None)
 
         def on_end(child: int, node: Node) -> None:
-            nodes[child] = node
+            if best is None or not node.live:  # the others live and die with their places
+                nodes[child] = node
             countdown.hit()
 
         countdown.add(request.n)
@@ -403,12 +406,16 @@ class Driver:
             self._submit(run, wanted[path], countdown)
         countdown.hit()
 
-    def _submit(self, run: _Running, node: Node, countdown: _Countdown) -> None:
+    def _submit(self, run: _Running, node: Node, countdown: _Countdown, best: Best | None = None) -> None:
         assert self.scorer is not None
+        node.contest = best
 
         def done(score: float | None) -> None:
             node.score = score
             run.nodes[node.path].score = score
+            if node.contest is not None:
+                node.contest.enter(node)
+                node.contest = None
             countdown.hit()
 
         self.scorer.submit(run.root, run.job.problem, node, done)
