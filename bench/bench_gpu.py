@@ -310,7 +310,7 @@ def sample(suite: Suite) -> None:
 
 
 def score(suite: Suite) -> None:
-    """Scores of step ends and the best of groups of 64."""
+    """Scores of step ends, without and with the best 4 of groups of 64."""
     n, width = (8, 64) if suite.dry else (4096, 4096)
     x = torch.randn(n, width, device=suite.device).to(suite.dtype)
     head = torch.randn(2, width, device=suite.device) * width**-0.5
@@ -320,10 +320,16 @@ def score(suite: Suite) -> None:
     suite.time("score", f"{n} x {width}", "triton", run, bytes=float(x.numel() * x.element_size()))
     plain = lambda: (x.float() @ head.T).softmax(-1)[:, 1]  # noqa: E731
     suite.time("score", f"{n} x {width}", "torch", plain, error=float((run()[:, 0] - plain()).abs().max()))
-    bounds = torch.arange(0, n + 1, min(64, n), dtype=torch.int32, device=suite.device)
-    scores = run()[:, 0].float()
-    best = lambda: ops.group_top_k(scores, bounds, 4, largest_group=64, backend="triton")  # noqa: E731
-    suite.time("score", f"best 4 of 64, {n} rows", "triton", best)
+    count = -(-n // 64)
+    groups = ops.Groups(
+        torch.tensor([ops.NOBODY] * (4 * count), dtype=torch.float64, device=suite.device),
+        torch.arange(0, 4 * count + 1, 4, dtype=torch.int32, device=suite.device),
+        torch.zeros(count, dtype=torch.int32, device=suite.device),
+        index // 64,
+        index.double(),
+    )
+    best = lambda: ops.score_steps(x, index, layers, groups=groups, backend="triton")  # noqa: E731
+    suite.time("score", f"{n} x {width}, best 4 of 64", "triton", best)
 
 
 def plans(suite: Suite) -> None:

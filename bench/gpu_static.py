@@ -176,9 +176,8 @@ def sampler_cases() -> Iterator[Case]:
     types |= {"known_ptr": "*fp64", "out_ptr": "*fp64"}
     constants = {"N": 4096, "BLOCK": 4096, "COLUMNS": 2, "BIAS": False, "RELU": False, "BOUNDED": True}
     yield Case("score_steps", score.score_kernel, types, constants, 8, shape="4096 -> 2")
-    constants = {"K": 16, "BLOCK": 64}
-    types = {"score_ptr": "*fp32"}
-    yield Case("group_top_k", score.group_top_k_kernel, types, constants, 1, shape="16 of 64")
+    types = {n: "*fp64" for n in ("path_ptr", "order_ptr", "best_ptr", "out_ptr")}
+    yield Case("enter_groups", score.enter_kernel, types, {"BLOCK": 128}, 1, shape="16 places, 64 steps")
 
 
 def runs_on(case: Case, arch: str) -> bool:

@@ -17,7 +17,7 @@ from wcse.kernels.triton import attention, prompt, rows, sampler, score, work
 from wcse.types import WcseError
 
 if TYPE_CHECKING:
-    from wcse.kernels.ops import Linear
+    from wcse.kernels.ops import Groups, Linear
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -200,6 +200,7 @@ def score_steps(
     layers: Sequence[tuple[Linear, Tensor | None]],
     known: Tensor,
     above: Tensor,
+    groups: Groups,
     *,
     bounded: bool,
 ) -> Tensor:
@@ -218,13 +219,16 @@ def score_steps(
     check("weight", last.weight(), x, (last.n, x.shape[1]))
     if bias is not None:
         check("bias", bias, x, (last.n,))
-    return score.score_rows(x, picked, last.weight(), bias, known, above, relu=bool(first), bounded=bounded)
-
-
-def group_top_k(scores: Tensor, bounds: Tensor, k: int, *, largest_group: int) -> Tensor:
-    check("scores", scores, scores, tuple(scores.shape), torch.float32)
-    check("bounds", bounds, scores, tuple(bounds.shape), torch.int32)
-    return score.group_top_k(scores, bounds, k, largest_group=largest_group)
+    paths = score.score_rows(x, picked, last.weight(), bias, known, above, relu=bool(first), bounded=bounded)
+    if len(groups.how):
+        count, places = len(groups.how), len(groups.best)
+        check("best", groups.best, hidden, (places, 2), torch.float64)
+        check("bounds", groups.bounds, hidden, (count + 1,), torch.int32)
+        check("how", groups.how, hidden, (count,), torch.int32)
+        check("group", groups.group, hidden, (len(picked),), torch.int32)
+        check("order", groups.order, hidden, (len(picked),), torch.float64)
+        score.enter_groups(paths, groups)
+    return paths
 
 
 advance, grow = advancing.advance, advancing.grow

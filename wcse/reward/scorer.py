@@ -19,7 +19,7 @@ from wcse.engine.runner import KVMemoryError, Runner, Span
 from wcse.flops import ModelCost
 from wcse.kernels.copies import join_rows
 from wcse.reward.head import Head
-from wcse.reward.layout import Layout
+from wcse.reward.layout import Layout, Reading
 from wcse.reward.readers import Reader
 from wcse.types import Node, WcseError
 
@@ -35,6 +35,15 @@ def step_texts(node: Node, delimiter: str) -> list[str]:
     """The texts of the steps up to a node, without delimiters; blank ones are left out."""
     above = [step for step in node.steps() if step is node or not blank(step)]
     return [step.text.removesuffix(delimiter).strip() for step in above]
+
+
+def reading_of(layout: Layout, root: Root, problem: str, node: Node, context: int) -> Reading | None:
+    """How a node is read, with less than ``context`` tokens; None: it is too long, or holds the family's tag."""
+    try:
+        reading = layout.read(problem, step_texts(node, root.rule.delimiter), ended=not node.live)
+    except WcseError:
+        return None
+    return reading if reading.read < context else None
 
 
 class SharedHead:
@@ -134,12 +143,8 @@ class SeparatePRM:
             done(None)
             return
         mirror = self._mirrors.get(root) or self._open(root, problem)
-        try:
-            reading = self.layout.read(problem, step_texts(node, root.rule.delimiter), ended=not node.live)
-        except WcseError:
-            done(math.nan)
-            return
-        if reading.read >= self.context:
+        reading = reading_of(self.layout, root, problem, node, self.context)
+        if reading is None:
             done(math.nan)
             return
         parent = self._stem(node, mirror, reading.ids)

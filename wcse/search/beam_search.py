@@ -26,9 +26,7 @@ def beam_search(root: Node, config: SearchConfig) -> Search:
         to_end = round_ == config.num_iterations
         best = Best(_slots(config.n - len(complete), config), config.aggregation)
         early = None if config.lookahead else best
-        groups = yield Parallel(
-            tuple(Expand(node, width, to_end=to_end, best=early) for node, width in beam)
-        )
+        groups = yield Parallel(tuple(Expand(node, width, to_end=to_end, best=early) for node, width in beam))
         children = [child for group in groups for child in group]
         complete += [child for child in children if child.complete]
         truncated += [child for child in children if not child.complete and not child.live]
