@@ -37,7 +37,7 @@ headline: setup
 
 family: setup
 	$(BIN)/python -m wcse.zoo.train_policy --size tiny-se --tokenizer wcse/zoo/tiny-wc --muon-lr 5e-3 --minutes 60 --out $(FAMILY)/tiny-se
-	$(BIN)/python -m wcse.zoo.train_policy --size tiny-xl --tokenizer wcse/zoo/tiny-wc --muon-lr 4e-3 --minutes 120 --out $(FAMILY)/tiny-xl
+	$(BIN)/python -m wcse.zoo.train_policy --size tiny-xl --tokenizer wcse/zoo/tiny-wc --muon-lr 4e-3 --grow-from wcse/zoo/tiny-se --minutes 40 --out $(FAMILY)/tiny-xl
 
 test: setup lint
 	$(BIN)/python -m pytest
