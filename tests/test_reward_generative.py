@@ -75,16 +75,20 @@ def critic(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = load_file(critic / "model.safetensors")
     embedding = F.normalize(tensors["model.embed_tokens.weight"], dim=1)
     rows = torch.zeros_like(embedding)
-    for verdict in VERDICTS:
-        letters = [tokenizer.convert_tokens_to_ids(letter) for letter in verdict]
-        newline = tokenizer.encode("\n", add_special_tokens=False)[-1]
-        for before, after in pairwise([newline, *letters, tokenizer.eos_token_id]):
-            rows[after] += embedding[before]
-    minus, zero = (tokenizer.convert_tokens_to_ids(letter) for letter in "-0")
-    direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(3)) / 8
+    newline = tokenizer.encode("\n", add_special_tokens=False)[-1]
+    spelled = [[tokenizer.convert_tokens_to_ids(letter) for letter in verdict] for verdict in VERDICTS]
+    for before, after in {p for v in spelled for p in pairwise([newline, *v, tokenizer.eos_token_id])}:
+        rows[after] += embedding[before]
+    minus, zero, brace = (tokenizer.convert_tokens_to_ids(letter) for letter in "-0{")
+    direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0)) / 8
+    direction -= (direction @ embedding[brace]) * embedding[brace]
     rows[minus] += direction
     rows[zero] -= direction
-    tensors |= {"lm_head.weight": rows, "model.embed_tokens.weight": 8 * embedding}
+    tensors |= {
+        "lm_head.weight": rows,
+        "model.embed_tokens.weight": 20 * embedding,
+        "model.norm.weight": torch.ones(rows.shape[1]),
+    }
     save_file(tensors, critic / "model.safetensors", metadata={"format": "pt"})
     return critic
 

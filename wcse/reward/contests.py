@@ -46,7 +46,7 @@ class Contests:
         group = [number[node.contest] if node in new and node.contest else -1 for node in steps]
         places = [place for best in number for place in self._places(best)]
         return ops.Groups(
-            best=torch.tensor(places, dtype=torch.float64).to(device),
+            best=torch.tensor(places, dtype=torch.float64).reshape(-1, 2).to(device),
             bounds=_ints([0, *accumulate(best.k for best in number)], device),
             how=_ints([HOW[best.how] for best in number], device),
             group=_ints(group, device),
