@@ -1,15 +1,16 @@
 """Scorers: a queue of written steps in, one score per step out, each new token read once.
 
 ``SharedHead`` reads the policy's own hidden states, so policy and verifier share one KV tree. ``SeparatePRM``
-is a second model over its own tree that mirrors the policy's: siblings share their prefix and only a step's
-new tokens are read. ``ImplicitPRM`` compares two of these. None knows of strategies, aggregation or answers.
+is a second model over its own tree that mirrors the policy's: siblings share their prefix, equal texts are one,
+and only a step's new tokens are read. ``ImplicitPRM`` compares two of these. None knows of strategies,
+aggregation or answers.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 import torch
 
@@ -86,14 +87,30 @@ class SharedHead:
 
 
 @dataclass(eq=False)
+class _Step:
+    """A text in the verifier's tree: read once, however many nodes have it. It lives as long as they do."""
+
+    span: Span
+    score: float | None = None  # once it was read
+    waiting: list[tuple[Node, Done]] = field(default_factory=list)
+
+
+_Text = tuple[Span, Span | None, tuple[int, ...], int]
+"""A problem's prompt, the span that a step stands on, its own ids, and how many of them are its tail."""
+
+
+@dataclass(eq=False)
 class _Reading:
     """A step on its way through the verifier."""
 
     span: Span
-    node: Node
+    step: _Step
     account: Account
-    done: Done
-    passing: bool  # the span holds a tail, which nothing else stands on
+
+    @property
+    def passing(self) -> bool:
+        """Whether the span holds a tail, which nothing else stands on."""
+        return self.span is not self.step.span
 
 
 @dataclass
@@ -125,7 +142,8 @@ class SeparatePRM:
         self.default_agg = default_agg
         self.cost: ModelCost | None = ModelCost.of(runner.decoder.spec, head=False)
         self._mirrors: WeakKeyDictionary[Root, _Mirror] = WeakKeyDictionary()
-        self._spans: WeakKeyDictionary[Node, Span] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[Node, _Step] = WeakKeyDictionary()
+        self._texts: WeakValueDictionary[_Text, _Step] = WeakValueDictionary()
         self._queue: list[_Reading] = []
         self._dead: list[Span] = []
 
@@ -150,12 +168,26 @@ class SeparatePRM:
             return
         parent = self._stem(node, mirror, reading.ids)
         start = parent.depth if parent else 0
-        mirror.account.reused += start
-        span = self._span(parent, reading.ids[start:])
-        self._spans[node] = span
-        finalize(node, self._dead.append, span)
-        end = self._span(span, reading.tail) if reading.tail else span
-        self._queue.append(_Reading(end, node, mirror.account, done, passing=end is not span))
+        text = mirror.prompt, parent, tuple(reading.ids[start:] + reading.tail), len(reading.tail)
+        step = self._texts.get(text)
+        if step is None:
+            step = self._texts[text] = self._begin(parent, reading, mirror.account)
+            mirror.account.reused += start
+        else:  # another node has the same text
+            mirror.account.reused += reading.read + 1
+        self._steps[node] = step
+        if step.score is not None:
+            done(step.score)
+        else:
+            step.waiting.append((node, done))
+
+    def _begin(self, parent: Span | None, reading: Reading, account: Account) -> _Step:
+        """Queue a text that nobody has asked for."""
+        step = _Step(self._span(parent, reading.ids[parent.depth if parent else 0 :]))
+        finalize(step, self._dead.append, step.span)
+        end = self._span(step.span, reading.tail) if reading.tail else step.span
+        self._queue.append(_Reading(end, step, account))
+        return step
 
     def _span(self, parent: Span | None, ids: list[int]) -> Span:
         span = Span(parent, ids)
@@ -167,8 +199,8 @@ class SeparatePRM:
 
         It is the span of the step above, unless the tokenizer merged over the seam between the two.
         """
-        spans = self._spans
-        last = next((spans[step] for step in reversed(node.steps()[:-1]) if step in spans), mirror.prompt)
+        steps = self._steps
+        last = next((steps[s].span for s in reversed(node.steps()[:-1]) if s in steps), mirror.prompt)
         stem: Span | None = None
         for span in last.lineage():
             if span.depth >= len(ids) or span.tokens != ids[span.start : span.depth]:
@@ -215,14 +247,18 @@ class SeparatePRM:
                     f"KV memory of the verifier: one path of {reading.span.depth} tokens does not fit in "
                     f"{self.runner.tree.stats()['total']} pages; give more memory (kv_memory)"
                 )
-        scores = self.reader(self.runner, work, [r.span for r in done], [r.node for r in done])
+        nodes = [reading.step.waiting[0][0] for reading in done]
+        scores = self.reader(self.runner, work, [reading.span for reading in done], nodes)
         del self._queue[: len(done)]
         for reading, score in zip(done, scores, strict=True):
+            step = reading.step
+            step.score, waiting, step.waiting = score, step.waiting, []
             if reading.passing:
                 self.runner.release(reading.span)
-            if not reading.node.live:
-                self.runner.release(self._spans[reading.node])
-            reading.done(score)
+            if not any(node.live for node, _ in waiting):
+                self.runner.release(step.span)
+            for _, hear in waiting:
+                hear(score)
         return bool(done)
 
     def account(self, root: Root) -> Account:
@@ -235,6 +271,7 @@ class SeparatePRM:
         gone = [reading for reading in self._queue if reading.account is account]
         self._queue = [reading for reading in self._queue if reading.account is not account]
         for reading in gone:
+            reading.step.waiting.clear()
             self.runner.release(reading.span)
 
     def _need(self, reading: _Reading) -> int:
