@@ -12,6 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,14 +25,20 @@ from timing import alternate
 from transformers import AutoTokenizer, LlamaConfig, LlamaForTokenClassification
 
 from wcse import zoo
+from wcse.engine.driver import Driver, Job
+from wcse.engine.engine import Engine
 from wcse.engine.growth import Root
 from wcse.engine.params import SamplingParams, StepRule
+from wcse.models.load import load_model
+from wcse.problems import load_problems
+from wcse.prompts import render_problem
 from wcse.reward.head import Head
 from wcse.reward.load import load_prm
-from wcse.reward.scorer import SeparatePRM, SharedHead
+from wcse.reward.scorer import ImplicitPRM, SeparatePRM, SharedHead
+from wcse.search import STRATEGIES, SearchConfig
 from wcse.search.best import Best
 from wcse.search.ranking import ranked
-from wcse.types import Finish, Node
+from wcse.types import Expand, Finish, Node
 
 BEAMS, KEPT, DEPTH = 64, 16, 10
 SHAPES = {"short prompt": (128, 46), "long prompt": (600, 46)}
@@ -167,6 +174,59 @@ def unique_tokens(
             ends[node] = len(path)
             total += len(path) - ends.get(node.parent, prefix)
     return total
+
+
+class Late(Driver):
+    """Holds all children of a round until the last one is scored."""
+
+    def _expand(self, run: Any, request: Expand, *rest: Any) -> None:
+        super()._expand(run, replace(request, best=None), *rest)
+
+
+@pytest.mark.parametrize("strategy", ["beam_search", "dvts"])
+def test_a_search_beside_full_rescoring(benchmark: Any, strategy: str) -> None:
+    """Real texts: 64 beams of the embedded models on six problems at once; tokens, and pages at the highest point."""
+    spec = f"gsm_symbolic:size={1 if benchmark.disabled else 6},seed=20261122"
+    model, config = load_model("tiny-wc"), SearchConfig(n=BEAMS, agg_strategy="last")
+    found: dict[type[Driver], dict[str, Any]] = {}
+
+    def search(kind: type[Driver]) -> dict[str, Any]:
+        engine = Engine(model, num_pages=8192)
+        prm = load_prm("tiny-wc-prm", kv_memory=0.5)
+        assert isinstance(prm, ImplicitPRM)
+        params = SamplingParams(max_tokens=256, temperature=0.8)
+        driver = kind(engine, prm, params=params, rule=StepRule("\n\n"))
+        for problem in load_problems(spec):
+            ids = render_problem(model.tokenizer, problem.prompt)
+            run = partial(STRATEGIES[strategy].run, config=config)
+            driver.submit(Job(problem.id, ids, problem.prompt, run, seed=0))
+        peaks = [0, 0]
+        while driver.advance():
+            stats = [runner.tree.stats() for runner in (engine.runner, prm.model.runner)]
+            used = [count["total"] - count["free"] - count["cached"] for count in stats]
+            peaks = [max(pair) for pair in zip(peaks, used, strict=True)]
+        outcomes = driver.take_finished()
+        computed, reused = (
+            sum(getattr(outcome.verifier, field) for outcome in outcomes)
+            for field in ("prm_computed", "prm_reused")
+        )
+        return {
+            "trees": {
+                o.job.name: {path: (t.token_ids, t.score) for path, t in o.nodes.items()} for o in outcomes
+            },
+            "tokens": computed,
+            "times_fewer_tokens": 1 + reused / computed,
+            "policy_pages": peaks[0],
+            "verifier_pages": peaks[1],
+        }
+
+    def both() -> None:
+        for kind in (Driver, Late):
+            found[kind] = search(kind)
+
+    benchmark.pedantic(both, rounds=1)
+    assert found[Driver].pop("trees") == found[Late].pop("trees")
+    benchmark.extra_info |= {"ours": found[Driver], "pruned_late": found[Late], "beams": BEAMS}
 
 
 def beam(count: int, depth: int) -> list[Node]:

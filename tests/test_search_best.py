@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from test_reward import RULE, policy  # noqa: F401 - a fixture
 
 from wcse.engine.driver import Done, Driver, Job
-from wcse.engine.engine import Engine, Root
+from wcse.engine.engine import Engine
+from wcse.engine.growth import Root
 from wcse.engine.params import SamplingParams
 from wcse.models.load import LoadedModel
 from wcse.reward.head import Head
