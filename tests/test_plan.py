@@ -245,7 +245,9 @@ def test_a_plan_goes_on_with_its_rows() -> None:
     tree = KVTree(64)
     prompt = child(tree, 0, 21)
     step = child(tree, prompt, 16)
-    leaves = [child(tree, above, length) for above, length in ((prompt, 1), (step, 15), (step, 16), (prompt, 3))]
+    leaves = [
+        child(tree, above, length) for above, length in ((prompt, 1), (step, 15), (step, 16), (prompt, 3))
+    ]
     made = assert_right(tree, leaves, [1] * 4)
     for token in range(40):
         made.advance(tree.extend_rows(leaves, [token] * 4))
