@@ -266,7 +266,7 @@ def test_a_plan_goes_on_with_single_leaves_only() -> None:
     with pytest.raises(ValueError, match="segment 0: it is not one row of a leaf"):
         above.advance([5, *slots])
     single = plan(tree, leaves, [1, 1])
-    with pytest.raises(ValueError, match="segment 0: slot .* does not follow 4 tokens"):
+    with pytest.raises(ValueError, match=r"segment 0: slot .* does not follow 4 tokens"):
         single.advance(slots)  # those of the step before
     with pytest.raises(ValueError, match="1 slots for 2 segments"):
         single.advance(slots[:1])
