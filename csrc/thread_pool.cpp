@@ -128,7 +128,7 @@ private:
 
     bool caller_moved() const {
 #ifdef __linux__
-        return placed_ && sched_getcpu() != caller_core_;
+        return sched_getcpu() != caller_core_;  // at first, too: workers that never slept were never placed
 #else
         return false;
 #endif
