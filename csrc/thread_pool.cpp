@@ -94,7 +94,7 @@ private:
     }
 
     void next_epoch(uint64_t open) {
-        if (sleepers_.load(std::memory_order_relaxed) > 0 || caller_moved()) leave_this_core();
+        if (sleepers_.load(std::memory_order_relaxed) > 0) leave_this_core();
         {
             // Under the lock, or a worker could miss it between its last look and its sleep.
             std::lock_guard<std::mutex> lock(mutex_);
@@ -111,26 +111,17 @@ private:
     }
 
     // Linux often wakes a thread on the core of the one that wakes it, where a worker waits until the loop is over.
-    // Before they are woken the workers are kept off this core; the system chooses among the others. The same when the
-    // caller was moved: to a worker's core, it may be, where the two would go on taking turns while the loops last.
+    // Before they are woken the workers are kept off this core; the system chooses among the others.
     void leave_this_core() {
 #ifdef __linux__
         cpu_set_t cores;
-        const int mine = caller_core_ = sched_getcpu();
+        const int mine = sched_getcpu();
         if (mine < 0 || sched_getaffinity(0, sizeof cores, &cores) != 0) return;
         if (CPU_COUNT(&cores) > 1 && mine < CPU_SETSIZE) CPU_CLR(mine, &cores);
         if (placed_ && CPU_EQUAL(&cores, &worker_cores_)) return;
         for (auto& worker : workers_) pthread_setaffinity_np(worker.native_handle(), sizeof cores, &cores);
         worker_cores_ = cores;
         placed_ = true;
-#endif
-    }
-
-    bool caller_moved() const {
-#ifdef __linux__
-        return sched_getcpu() != caller_core_;  // at first, too: workers that never slept were never placed
-#else
-        return false;
 #endif
     }
 
@@ -197,7 +188,6 @@ private:
 #ifdef __linux__
     cpu_set_t worker_cores_;
     bool placed_ = false;
-    int caller_core_ = -1;
 #endif
     const std::function<void(int64_t, int64_t)>* body_ = nullptr;
     int64_t chunk_ = 1;

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -49,19 +47,6 @@ def test_an_exception_comes_out_and_the_pool_lives_on(threads: int) -> None:
     if threads > 1:  # the other chunks were run; a single thread runs one chunk
         assert visits.tolist() == [1] * 40
     assert loop(40, 1)[0].tolist() == [1] * 40
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads are placed on Linux only")
-@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: {0})(0)) < 2, reason="one core only")
-def test_workers_leave_the_core_of_their_caller() -> None:
-    """Else the two may take turns on one core for as long as loops follow one another."""
-    tasks = Path("/proc/self/task")
-    _core.set_num_threads(1)
-    before = {task.name for task in tasks.iterdir()}
-    _core.set_num_threads(2)
-    loop(100, 1)
-    (worker,) = {task.name for task in tasks.iterdir()} - before
-    assert len(os.sched_getaffinity(int(worker))) == len(os.sched_getaffinity(0)) - 1
 
 
 def test_two_callers_take_turns() -> None:
