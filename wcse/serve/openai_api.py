@@ -223,18 +223,16 @@ class OpenAI:
         service.metrics.first_text(time.perf_counter() - begun)
         return EventStream(self._parts(call, first, source), ticket.close)
 
-    async def _parts(self, call: Call, first: Any, source: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async def _parts(self, call: Call, first: Any, source: AsyncIterator[Any]) -> AsyncIterator[list[Any]]:
         chunk = _Chunks(call, Names(self.service.backend.vocabulary, call.options))
         async with aclosing(source):  # type: ignore[type-var]
             event = first
             while isinstance(event[0], Delta):
-                for delta in event:
-                    for part in chunk.of(delta):
-                        yield part
+                yield [part for delta in event for part in chunk.of(delta)]
                 event = await anext(source)
             counted = self._count(call, event)
             if call.options.usage_in_stream:
-                yield call.header.top(chunk.kind, []) | {"usage": counted}
+                yield [call.header.top(chunk.kind, []) | {"usage": counted}]
 
     # -- searches ----------------------------------------------------------------------------------------
 
@@ -302,15 +300,15 @@ def _search_choice(index: int, found: Ranked, call: Call) -> dict[str, Any]:
     return choice | token_extras(node.completion_ids, call.options)
 
 
-async def _as_stream(reply: dict[str, Any], call: Call) -> AsyncIterator[Any]:
+async def _as_stream(reply: dict[str, Any], call: Call) -> AsyncIterator[list[Any]]:
     """A finished reply as a stream of one part for each choice."""
     kind = "chat.completion.chunk" if call.chat else "text_completion"
     for choice in reply["choices"]:
         if call.chat:
             choice["delta"] = choice.pop("message")
-        yield call.header.top(kind, [choice])
+        yield [call.header.top(kind, [choice])]
     if call.options.usage_in_stream:
-        yield call.header.top(kind, []) | {"usage": reply["usage"]}
+        yield [call.header.top(kind, []) | {"usage": reply["usage"]}]
 
 
 class _Chunks:
