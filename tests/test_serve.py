@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -276,7 +277,7 @@ def test_the_compute_optimal_search_is_a_model(model: LoadedModel, tmp_path: Pat
         ("tiny-wc", {"search": {"strategy": "majority", "times": 2}}, "search.times"),
         ("tiny-wc", {"search": {"strategy": "majority", "beam_width": 2}}, "search.beam_width"),
         ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "agg_strategy": []}}, "search.agg_strategy"),
-        ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "selector": ["x"]}}, "search"),
+        ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "selector": ["x"]}}, "search.selector"),
         ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "lookahead": 10**9}}, "n"),
         (
             "tiny-wc",
@@ -431,7 +432,7 @@ def test_numbers_out_of_range_name_their_field(live: Live, name: str) -> None:
         ({"prompt": ["x"] * 200, "n": 20}, 400, "n"),
         ({"prompt": "x", "n": 1024, "max_tokens": 2**40, "logprobs": 20}, 400, "logprobs"),
         ({"prompt": "x", "structured_outputs": {"regex": "("}}, 400, "structured_outputs"),
-        ({"prompt": "x", "response_format": {"type": "xml"}}, 400, "response_format"),
+        ({"prompt": "x", "response_format": {"type": "xml"}}, 400, "response_format.type"),
     ],
 )
 def test_bad_completions_are_named(live: Live, body: dict[str, Any], status: int, param: str) -> None:
@@ -457,7 +458,7 @@ def test_bad_completions_are_named(live: Live, body: dict[str, Any], status: int
             "chat_template_kwargs.tokenize",
         ),
         ({"messages": QUESTION, "top_logprobs": 3}, "top_logprobs"),
-        ({"messages": QUESTION, "logprobs": True, "top_logprobs": 99}, "logprobs"),
+        ({"messages": QUESTION, "logprobs": True, "top_logprobs": 99}, "top_logprobs"),
         ({"messages": QUESTION, "tools": [{"type": "function"}]}, "tools"),
         (
             {"messages": QUESTION, "continue_final_message": True, "add_generation_prompt": True},
@@ -540,6 +541,20 @@ def test_fuzzed_bodies_never_break_the_server(live: Live) -> None:
     assert set(statuses) <= {200, 400, 404} and statuses[200] and statuses[400]
     after = live.settle()
     assert after["pinned"] == after["in_flight"] == 0
+
+
+def test_headers_have_an_end(live: Live) -> None:
+    """A request line, headers or trailers of any length would be memory of any size."""
+    start = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+    for head in (start, start + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"):
+        with socket.create_connection(("127.0.0.1", live.port), timeout=30) as raw:
+            try:
+                raw.sendall(head + b"X: " + b"y" * 2**24)
+                line = raw.makefile("rb").readline()  # without a bound it waits for more
+            except ConnectionError:  # it hung up while we were sending
+                continue
+            assert line.startswith(b"HTTP/1.1 400"), line
+    assert live.post("/v1/completions", GENERATE)[0] == 200
 
 
 def test_raw_bytes_on_the_socket(live: Live) -> None:

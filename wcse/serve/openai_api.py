@@ -84,7 +84,7 @@ class OpenAI:
     async def completions(self, request: Request) -> Response:
         service = self.service
         body = await service.body(request, fields.COMPLETION)
-        if body.get("suffix"):
+        if body.get("suffix", "") != "":
             raise bad("suffix", "suffix is not offered")
         options = fields.options(body)
         reads_only = options.echo and body.get("max_tokens") == 0 and body.get("max_tokens") is not False
@@ -96,8 +96,10 @@ class OpenAI:
         if "logprobs" in body:
             extra["logprobs"] = body["logprobs"]
         params = fields.sampling(body, structured=service.config.structured, **extra)
+        special = fields.flag(body, "add_special_tokens", True)
         raw = fields.prompts(body, service.config.limits.prompts)
-        call = await self._call(request, body, options, params, [await service.prompt(p) for p in raw], False)
+        prompts = [await service.prompt(prompt, special=special) for prompt in raw]
+        call = await self._call(request, body, options, params, prompts, False)
         if reads_only:
             return await self._read_only(request, call)
         return await self._answer(request, call)
@@ -108,9 +110,9 @@ class OpenAI:
         options = fields.options(body)
         if options.echo:
             raise bad("echo", "echo belongs to /v1/completions; use continue_final_message")
-        extra: dict[str, Any] = {"logprobs": fields.chat_logprobs(body)}
-        if "max_completion_tokens" in body and "max_tokens" not in body:
-            extra["max_tokens"] = body["max_completion_tokens"]
+        extra: dict[str, Any] = {"logprobs": fields.chat_logprobs(body, service.most_logprobs)}
+        if "max_completion_tokens" in body:
+            extra["max_tokens"] = fields.number(body, "max_completion_tokens", 1, 2**63, 1)
         elif "max_tokens" not in body:
             extra["max_tokens"] = None
         params = fields.sampling(body, structured=service.config.structured, **extra)
