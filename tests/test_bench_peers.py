@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -263,6 +265,24 @@ def test_our_side_writes_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyP
         again["turns"] == whole["turns"] and len(again["sessions"]) == 2 and again["peaks"] == whole["peaks"]
     )
     assert main([*options.replace("--steps 3", "--steps 2").split(), str(tmp_path)]) == 2
+
+
+def test_a_server_as_a_side_ends_with_it(tmp_path: Path) -> None:
+    """Requests over HTTP through our own server; a side that is told to end takes its server along."""
+    side = entry_named("wcse-serve").start(tmp_path / "log", 1)
+    model = {"path": "tiny-wc", "cache": str(tmp_path), "policy": "tiny-wc"}
+    side.ask(
+        {"op": "load", "model": model, "precision": "float32", "threads": 1, "workloads": ["serve"]}, 120
+    )
+    shape = Shape(prompt_tokens=40, new_tokens=6, requests=2)
+    reply = side.ask(request(Cell("serve", 3), "http", list(range(10, 50)), shape, 1), 60)
+    assert reply["tokens"] == 2 * 3 * 6 and reply["extra"] == {"completions": 6} and reply["peak_rss"] > 0
+    process = side._process.pid
+    (server,) = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    os.kill(process, signal.SIGTERM)
+    assert side._process.wait(30) == 143
+    assert not Path(f"/proc/{server}").exists()
+    side.close()
 
 
 def test_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

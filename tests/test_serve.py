@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from doc_examples import run_examples  # noqa: E402
 from live_server import Live, serving  # noqa: E402
 from serve_storms import bodies, disconnects, noise, shaped  # noqa: E402
 
+from wcse.adapters.remote import LocalVerifier, RemoteSearch  # noqa: E402
+from wcse.adapters.token_backend import Completions, Generate  # noqa: E402
 from wcse.data.fingerprint import fingerprint_models  # noqa: E402
 from wcse.engine.llm import LLM  # noqa: E402
 from wcse.engine.params import SamplingParams  # noqa: E402
 from wcse.models.load import LoadedModel, load_model  # noqa: E402
+from wcse.reward.load import load_prm  # noqa: E402
 from wcse.search import STRATEGIES  # noqa: E402
 from wcse.serve.admission import Limits  # noqa: E402
 from wcse.serve.app import make_server  # noqa: E402
@@ -680,6 +685,27 @@ def test_searches_over_this_server_as_another_engine(live: Live, capsys: Any) ->
     run_examples("backends.md", {"http://127.0.0.1:8000": live.url})
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith("True ") and all(line.startswith("False ") for line in others)
+
+
+@pytest.mark.parametrize("strategy", ["majority", "beam_search"])
+def test_a_search_over_tokens_is_the_one_over_completions(
+    live: Live, model: LoadedModel, strategy: str
+) -> None:
+    """``/inference/v1/generate`` and ``/v1/completions`` drive a search to the same ids, scores and answers."""
+    verifier = LocalVerifier(load_prm("tiny-wc-prm", kv_memory=0.1))
+
+    async def run(server: Any) -> list[Any]:
+        ids = await server.chat_ids(QUESTION)
+        params = SamplingParams(temperature=0.8, max_tokens=48)
+        search = RemoteSearch(server, verifier=verifier, params=params, delimiter="\n", seed=2)
+        found = await search.solve(ids, QUESTION[0]["content"], strategy=strategy, n=4)
+        await server.close()
+        return [(part.node.completion_ids, part.node.completion, part.score, part.answer) for part in found]
+
+    url = f"{live.url}/v1"
+    tokens = Generate(url, "tiny-wc", decode=partial(model.tokenizer.decode, skip_special_tokens=True))
+    found = asyncio.run(run(tokens))
+    assert found and found == asyncio.run(run(Completions(url, "tiny-wc")))
 
 
 def test_the_example_of_the_documentation(live: Live, capsys: Any) -> None:
