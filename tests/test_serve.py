@@ -540,6 +540,18 @@ def test_requests_made_from_the_schema(live: Live) -> None:
     assert live.settle()["pinned"] == 0
 
 
+def test_a_stream_keeps_to_the_schema(live: Live) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.specs.openapi.checks import response_schema_conformance
+
+    schema = schemathesis.openapi.from_url(f"{live.url}/openapi.json")
+    body = GENERATE | {"stream": True}
+    case = schema["/v1/completions"]["POST"].Case(body=body, media_type="application/json")
+    reply = case.call(base_url=live.url)
+    assert reply.status_code == 200 and b"[DONE]" in reply.content
+    case.validate_response(reply, checks=[response_schema_conformance])
+
+
 def test_fuzzed_bodies_never_break_the_server(live: Live) -> None:
     """Random mutations of good requests and random values in every field: no 5xx, pages at their baseline."""
     statuses = bodies(live.port, 400, seed=11)
@@ -697,7 +709,7 @@ def test_a_search_over_tokens_is_the_one_over_completions(
     async def run(server: Any) -> list[Any]:
         ids = await server.chat_ids(QUESTION)
         params = SamplingParams(temperature=0.8, max_tokens=48)
-        search = RemoteSearch(server, verifier=verifier, params=params, delimiter="\n", seed=2)
+        search = RemoteSearch(server, verifier=verifier, params=params, delimiter="\n\n", seed=2)
         found = await search.solve(ids, QUESTION[0]["content"], strategy=strategy, n=4)
         await server.close()
         return [(part.node.completion_ids, part.node.completion, part.score, part.answer) for part in found]

@@ -37,6 +37,8 @@ GENERATE_SAMPLING = (*known.SAMPLING, "logprobs", "detokenize")
 
 TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
+EVENT: Schema = {"type": "object", "properties": {"data": TEXT}, "required": ["data"]}
+"""Of a stream: ``data`` is a part of the reply as JSON, or ``[DONE]``."""
 ERROR: Schema = {
     "type": "object",
     "required": ["error"],
@@ -100,7 +102,7 @@ class Schemas:
         kind = "text/plain" if path == "/metrics" else "application/json"
         whole: dict[str, Any] = {kind: {"schema": TEXT if path == "/metrics" else {"type": "object"}}}
         if path in ("/v1/completions", "/v1/chat/completions"):
-            whole["text/event-stream"] = {"schema": TEXT}
+            whole["text/event-stream"] = {"schema": EVENT}
         found: Schema = {"responses": {"200": {"description": "done", "content": whole}} | replies}
         if "{name" in path:
             found["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": TEXT}]
