@@ -704,9 +704,10 @@ def test_a_search_over_tokens_is_the_one_over_completions(
     live: Live, model: LoadedModel, strategy: str
 ) -> None:
     """``/inference/v1/generate`` and ``/v1/completions`` drive a search to the same ids, scores and answers."""
-    verifier = LocalVerifier(load_prm("tiny-wc-prm", kv_memory=0.1))
+    prm = load_prm("tiny-wc-prm", kv_memory=0.1)
 
     async def run(server: Any) -> list[Any]:
+        verifier = LocalVerifier(prm)
         ids = await server.chat_ids(QUESTION)
         params = SamplingParams(temperature=0.8, max_tokens=48)
         search = RemoteSearch(server, verifier=verifier, params=params, delimiter="\n\n", seed=2)
