@@ -218,6 +218,27 @@ def test_a_verdict_that_cannot_be_parsed_is_no_score(folder: Path) -> None:
     assert prm._parsed("\\boxed{2}, rather \\boxed{-1}") == 1.0
 
 
+def test_a_server_counts_what_it_may_write_before_it_lets_a_search_in(folder: Path, critic: None) -> None:
+    pytest.importorskip("fastapi")
+    from live_server import serving
+
+    from wcse.serve.admission import Limits
+    from wcse.serve.service import ServeConfig
+
+    limits = Limits(verdict_tokens=8 * 20 * WRITES)
+    config = ServeConfig(model="tiny-wc", prm=str(folder), prm_family="critic", kv_memory=0.05, limits=limits)
+    with serving(config) as live:
+        before = live.settle()
+        body = {"model": "tiny-wc@best_of_n-n8", "prompt": "Calculate 1 + 2.", "max_tokens": 21}
+        status, reply = live.post("/v1/completions", body)
+        assert (
+            status == 400 and reply["error"]["param"] == "max_tokens" and "1680" in reply["error"]["message"]
+        )
+        assert live.settle() == before
+        assert live.post("/v1/completions", body | {"max_tokens": 20})[0] == 200
+        assert live.post("/v1/completions", body | {"model": "tiny-wc@majority-n8"})[0] == 200
+
+
 def test_a_budget_by_token_is_refused_with_a_verifier_that_writes(folder: Path) -> None:
     recipe = Recipe(
         policy=str(folder),
