@@ -31,6 +31,7 @@ from gpu_trees import KINDS, Grown, grow
 from roofline import MACHINES
 from roofline import SHAPES as MODEL_SHAPES
 from roofline import attention as modelled
+from roofline import sampling
 from torch import Tensor
 from workloads import saved
 
@@ -77,6 +78,7 @@ def attention(suite: Suite) -> None:
 def _attention_case(suite: Suite, model: str, kind: str, grown: Grown, prompt: int) -> None:
     from wcse.kernels.triton import attention as kernels
     from wcse.kernels.triton import work
+    from wcse.kernels.triton.rates import device_rates
 
     heads, kv_heads, d = SHAPES[model]
     plan, group = grown.plan, heads // kv_heads
@@ -89,7 +91,7 @@ def _attention_case(suite: Suite, model: str, kind: str, grown: Grown, prompt: i
 
     def place(tile_m: int | None) -> work.DeviceList:
         made = work.DevicePlan(
-            plan, suite.device, group, kv_heads, d, suite.dtype, tile_m, rates=work.device_rates(suite.device)
+            plan, suite.device, group, kv_heads, d, suite.dtype, tile_m, rates=device_rates(suite.device)
         )
         return made.list(0)
 
@@ -284,11 +286,28 @@ def rows(suite: Suite) -> None:
 def sample(suite: Suite) -> None:
     """Draws, and what torch does for the same."""
     n, vocab = (2, 600) if suite.dry else (1024 if suite.quick else 4096, 128_256)
-    logits = (torch.randn(n, vocab, device=suite.device) * 2).to(suite.dtype)
+    for kind in ("peaked", "flat"):
+        logits = torch.randn(n, vocab, device=suite.device)
+        if kind == "peaked":  # about Zipf with exponent 1.5, noisy, in scattered ids
+            rank = torch.arange(1, vocab + 1, device=suite.device).log()
+            logits += (-1.5 * rank)[torch.randperm(vocab, device=suite.device)]
+        _sample_case(suite, f"{n} x {vocab} {kind}", logits.to(suite.dtype))
+
+
+def _sample_case(suite: Suite, case: str, logits: Tensor) -> None:
+    n, vocab = logits.shape
     zeros = torch.zeros(n, dtype=torch.int32, device=suite.device)
     index = torch.arange(n, dtype=torch.int32, device=suite.device)
     ones = torch.ones(n, device=suite.device)
-    for name, top_k, top_p in (("all", 0, 1.0), ("top-p 0.9", 0, 0.9), ("top-k 50", 50, 1.0)):
+    machine = MACHINES["h200"]
+    if suite.copy_rate:
+        machine = machine.measured(memory=suite.copy_rate, gemm=suite.gemm_rate)
+    ways = (
+        ("all", 0, 1.0, "temperature"),
+        ("top-p 0.9", 0, 0.9, "top-p, flat rows" if "flat" in case else "top-p"),
+        ("top-k 50", 50, 1.0, "top-p"),
+    )
+    for name, top_k, top_p, way in ways:
         arguments = (index, ones, zeros + top_k, ones * top_p, ones * 0, index.long(), zeros)
         run = lambda a=arguments: ops.sample(logits, *a, backend="triton")  # noqa: E731
         few = [a[:16].cpu() for a in arguments]
@@ -299,14 +318,15 @@ def sample(suite: Suite) -> None:
             else "TOKENS DIFFER FROM THE CPU'S (rounding at a boundary, or a fault)"
         )
         size = float(logits.numel() * logits.element_size())
-        suite.time("sample", f"{n} x {vocab}", f"triton, {name}", run, bytes=size, note=note)
+        row = suite.time("sample", case, f"triton, {name}", run, bytes=size, note=note)
+        row.predicted_ms = None if suite.dry else sampling(machine, vocab, n, way) * 1e3
 
     def sort() -> Tensor:
         ranked, order = logits.float().softmax(-1).sort(-1, descending=True)
         ranked[ranked.cumsum(-1) - ranked > 0.9] = 0
         return order.gather(1, ranked.multinomial(1))
 
-    suite.time("sample", f"{n} x {vocab}", "torch sort, top-p 0.9", sort)
+    suite.time("sample", case, "torch sort, top-p 0.9", sort)
 
 
 def score(suite: Suite) -> None:

@@ -99,7 +99,7 @@ def _bound(tops, mass, top, scale, k, room, COUNT: tl.constexpr, CHUNK: tl.const
     weight = tl.exp2((tops - top) * scale)
     shallow = 0.0
     deep = NOTHING  # what is lighter weighs nothing and is never drawn
-    for _ in range(13):
+    for _ in range(10):  # to a sixth of a bit
         middle = (shallow + deep) * 0.5
         reach = tops >= top - middle / scale
         if COUNT:
@@ -198,7 +198,7 @@ def pick_kernel(
     LIST: tl.constexpr,
     FREE: tl.constexpr,
 ):
-    """Grid (draws,). hot int32 [draws, NC] and list [draws, LIST] are room to work in. Leaves token -2 to ``wide_rows``."""
+    """Grid (draws,). hot int32 [draws, NC] and list [draws, LIST] are room to work in; leaves -2 to ``wide_rows``."""
     j = tl.program_id(0)
     row = logits_ptr + tl.load(row_ptr + j).to(tl.int64) * V
     c = tl.arange(0, CP)

@@ -1,8 +1,8 @@
 """Draws from flat rows: of which so many ids may be kept that no short list holds them.
 
 The end of a prefix of the order (larger logit, then lower id) is found by narrowing an interval of order-preserving
-integer keys: each pass over the row weighs it at ``THRESHOLDS`` keys at once, in sums of their own for every lane, which
-are added up in float64. Knows one row; ``sampler.py`` says which ones come here.
+integer keys: each pass over the row weighs it at ``THRESHOLDS`` keys at once, in sums of every lane's own, which are
+added up in float64. Knows one row; ``sampler.py`` says which ones come here.
 """
 
 from __future__ import annotations

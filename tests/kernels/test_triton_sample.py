@@ -14,7 +14,7 @@ from wcse.types import PathScores, WcseError
 
 pytest.importorskip("triton")
 
-from wcse.kernels.triton import sampler  # noqa: E402
+from wcse.kernels.triton import sampler
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "keys": 0, "counters": 0}
