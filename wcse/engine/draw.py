@@ -56,7 +56,7 @@ def draw(
         tokens, logprobs = np.empty(len(draws), np.int32), np.empty(len(draws), np.float32)
         if plain:
             tokens[plain], logprobs[plain] = _sample(logits, at[plain], [draws[j] for j in plain], backend)
-        changed = take_rows(logits, at[ruled]).cpu()  # rules are numpy
+        changed = take_rows(logits, at[ruled]).float().cpu()  # rules are numpy, which lacks bfloat16
         raw = changed.clone()
         for row, j in zip(changed.numpy(), ruled, strict=True):
             guide = draws[j].guide
