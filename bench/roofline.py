@@ -4,8 +4,9 @@
 
 Nothing here is measured. Bytes, rows and tiles come from the work lists that the kernels would get, instructions from
 ``results/static``; rates are a data sheet's less what a good copy and a good GEMM reach, or, with ``Machine.measured``,
-those of a run of ``bench_gpu.py``. A resource that is not the slowest counts for a third, for they overlap imperfectly (``rates.OVERLAP``); that third, and
-the shares that peers are granted, are assumptions. ``--write`` stores ``results/static/roofline.json`` and ``roofline.md``.
+those of a run of ``bench_gpu.py``. A resource that is not the slowest counts for a third, for they overlap imperfectly
+(``rates.OVERLAP``); that third, and the shares that peers are granted, are assumptions. ``--write`` stores
+``results/static/roofline.json`` and ``roofline.md``.
 """
 
 from __future__ import annotations
