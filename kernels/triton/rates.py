@@ -81,7 +81,7 @@ class Resources:
 
 
 def loop_instructions(tile_m: int, head_dim: int) -> float:
-    """Instructions of all warps for 64 tokens of a tile of 16 bits: within a sixth of those counted (results/static)."""
+    """Instructions of all warps for 64 tokens of a tile, 16 bits: within a sixth of those counted (results/static)."""
     return 600 + tile_m * (14 + 0.085 * head_dim)
 
 

@@ -21,7 +21,6 @@ TILE_M = (16, 32, 64, 128)
 """Rows of the score matrix of one tile; a row is a tree row times a query head of the group."""
 
 PAGE = 16
-LEAST_PAGES = 16  # of a piece of a list that is split
 _ALIGN = 4  # int32s: parts of the upload begin on 16 bytes, so that a kernel is compiled once
 
 
@@ -123,12 +122,14 @@ class DevicePlan:
     def cut(self, window: int) -> _core.WorkList:
         """The work list for this window, on the host."""
         full = self.rates.processors * self.rates.resident
+        tile_rows = self.tile_rows or self.tile() // self.group
+        pages = tile_pages(self.plan, tile_rows)
         return _core.work_list(
             self.plan,
-            tile_rows=self.tile_rows or self.tile() // self.group,
+            tile_rows=tile_rows,
             block_pages=block_tokens(self.head_dim, self.dtype) // PAGE,
             items=self.chunks or max(1, full // self.kv_heads),
-            least_pages=1 if self.chunks else LEAST_PAGES,
+            least_pages=1 if self.chunks else least_pages(pages, self.kv_heads, self.rates),
             window=window,
             ahead=None if self.ahead is None else self.ahead.ravel(),
         )
@@ -197,6 +198,11 @@ def tile_pages(plan: _core.Plan, tile_rows: int) -> int:
     return int((pages * tiles * (nodes.hi > nodes.lo)).sum())
 
 
+def least_pages(pages: int, kv_heads: int, rates: Device) -> int:
+    """Pages of a piece of a list that is split: 256 tokens, fewer where that would leave processors idle."""
+    return min(16, max(4, pages * kv_heads // rates.processors))
+
+
 def choose_tile(
     plan: _core.Plan,
     group: int,
@@ -215,7 +221,9 @@ def choose_tile(
     def seconds(tile_m: int) -> float:
         tile_rows = tile_m // group
         pages, tiles = tile_pages(plan, tile_rows), -(-plan.n_rows // tile_rows)
-        target = max(LEAST_PAGES, pages * kv_heads / (rates.processors * rates.resident))
+        target = max(
+            least_pages(pages, kv_heads, rates), pages * kv_heads / (rates.processors * rates.resident)
+        )
         chunks = max(1, round(pages / tiles / target))
         partials = 0 if chunks == 1 else chunks * plan.n_rows * kv_heads * group * (2 * head_dim + 4)
         load = Load(
@@ -230,4 +238,6 @@ def choose_tile(
         )
         return rates.resources(load).seconds
 
-    return min((m for m in TILE_M if m in sizes), key=seconds)
+    costs = {tile_m: seconds(tile_m) for tile_m in TILE_M if tile_m in sizes}
+    # Of nearly equal ones the widest: that it reads less is certain, the rest is a model.
+    return max(tile_m for tile_m, cost in costs.items() if cost <= 1.05 * min(costs.values()))
