@@ -14,6 +14,8 @@ from wcse.types import PathScores, WcseError
 
 pytest.importorskip("triton")
 
+from wcse.kernels.triton import sampler
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "keys": 0, "counters": 0}
 DTYPES = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32, "min_p": torch.float32}
@@ -89,6 +91,21 @@ def test_ties(
 ) -> None:
     logits = torch.tensor([values])
     same(logits, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature, keys=key)
+
+
+@pytest.mark.parametrize("ids", [1, 64])
+def test_flat_rows(ids: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no list of so many ids can hold is drawn by passes over the row; some of the rows here, and some not."""
+    monkeypatch.setattr(sampler, "LIST", ids)
+    logits = torch.randn(6, 700) * torch.tensor([0.1, 0.1, 1.0, 1.0, 8.0, 8.0])[:, None]
+    logits[:, ::3] = logits[:, ::3].round()  # ties
+    logits[3, 5:400] = -float("inf")
+    filters = {
+        "top_k": torch.tensor([0, 300, 40, 0, 2, 0]),
+        "top_p": torch.tensor([0.9, 0.8, 1.0, 0.95, 0.5, 0.7]),
+    }
+    for min_p in (0.0, 1e-4):
+        same(logits, keys=torch.arange(6) * 77, min_p=min_p, temperature=0.9, **filters)
 
 
 def test_ties_keep_lower_ids() -> None:

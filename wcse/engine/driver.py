@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from wcse.budget import Account as Charges
 from wcse.engine.engine import Engine
@@ -33,6 +33,7 @@ from wcse.types import (
     WcseError,
 )
 
+T = TypeVar("T")
 Done = Callable[[float | None], None]
 
 CENSUS_EVERY = 16  # steps between two counts of pages
@@ -191,26 +192,32 @@ class Driver:
     # -- one turn ----------------------------------------------------------------------------------------
 
     def advance(self) -> bool:
-        """One step of the policy and, when enough waits, of the verifier. False when there was no work."""
-        worked = False
-        if self.engine.busy:
-            self._timed(self.engine.step, lambda run: run.root.account.computed, "policy_seconds")
+        """One step of the policy and, when enough waits, of the verifier. False when there was no work.
+
+        While a device writes the policy's tokens, the verifier's step is planned, and runs beside it.
+        """
+        worked, begun, scorer = self.engine.busy, False, self.scorer
+        if worked:
+            begun = self._timed(self.engine.begin, lambda run: run.root.account.computed, "policy_seconds")
             self._steps += 1
-            if self._steps % CENSUS_EVERY == 0:
+        try:
+            if worked and not begun:
                 self._census()
-            worked = True
-        scorer = self.scorer
-        if scorer is not None and scorer.waiting and scorer.waiting >= len(self.engine.rows) // 4:
-            self._timed(scorer.step, lambda run: scorer.account(run.root).computed, "verifier_seconds")
-            worked = True
+            if scorer is not None and scorer.waiting and scorer.waiting >= len(self.engine.rows) // 4:
+                self._timed(scorer.step, lambda run: scorer.account(run.root).computed, "verifier_seconds")
+                worked = True
+        finally:
+            if begun:
+                self._timed(self.engine.finish, lambda run: run.root.account.computed, "policy_seconds")
+                self._census()
         return worked
 
-    def _timed(self, step: Callable[[], None], tokens: Callable[[_Running], int], field_name: str) -> None:
+    def _timed(self, step: Callable[[], T], tokens: Callable[[_Running], int], field_name: str) -> T:
         """Run a step and share its time out by the tokens that it computed for each problem."""
         runs = list(self._running.values())
         before = [tokens(run) for run in runs]
         start = time.perf_counter()
-        step()
+        result = step()
         seconds = time.perf_counter() - start
         shares = [tokens(run) - old for run, old in zip(runs, before, strict=True)]
         total = sum(shares)
@@ -219,8 +226,11 @@ class Driver:
             setattr(run, field_name, getattr(run, field_name) + part)
             if run.job.charges is not None and run.job.charges.spend(part):
                 self.engine.stop(run.root)
+        return result
 
     def _census(self) -> None:
+        if self._steps % CENSUS_EVERY:
+            return
         for root, counts in self.engine.census().items():
             run = self._running.get(root)
             if run is not None and counts > run.pages:

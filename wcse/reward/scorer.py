@@ -72,8 +72,9 @@ class SharedHead:
 
     def step(self) -> None:
         queue, self._queue = self._queue, []
-        hidden = join_rows([row[None] for _, _, row, _ in queue])
-        scores = self.head.score_nodes(hidden, [node for _, node, _, _ in queue], range(len(queue)))
+        with self.engine.runner.lane.entered():
+            hidden = join_rows([row[None] for _, _, row, _ in queue])
+            scores = self.head.score_nodes(hidden, [node for _, node, _, _ in queue], range(len(queue)))
         for (*_, done), score in zip(queue, scores, strict=True):
             done(score)
 
@@ -223,8 +224,9 @@ class SeparatePRM:
         while self._dead:
             span = self._dead.pop()
             self.runner.release(span, cache=span.prompt)
-        while self._queue and not self._read():
-            pass
+        with self.runner.lane.entered():
+            while self._queue and not self._read():
+                pass
 
     def _read(self) -> bool:
         """One batch; whether a step is whole now."""
