@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from wcse.search import SearchConfig
 from wcse.search.auto import Choice, Choices, auto, bin_of
 from wcse.search.best_of_n import best_of_n
 from wcse.solve import solve_all
-from wcse.types import PROBE, Chosen, Problem, WcseError
+from wcse.types import PROBE, Chosen, Problem, Search, WcseError
 
 BASE = SearchConfig(n=16, agg_strategy="last")
 
@@ -92,11 +93,11 @@ def world(count: int = 200) -> Grid:
 
     cells = (
         cell("weighted_best_of_n(n=16)", True, 0.9, 0.2),
-        cell("beam_search(n=12)", False, 0.6, 0.6),
         replace(cell("beam_search(n=16)", False, 0.65, 0.6), n=16),
     )
+    probed = replace(cell("beam_search(n=12)", False, 0.6, 0.6), tokens=dict.fromkeys(names, 120.0))
     values = {n: 0.9 if easy[n] else 0.3 for n in names}
-    return Grid(cells, Difficulty("verifier", samples=4), values, dict.fromkeys(names, 20.0))
+    return Grid(cells, Difficulty("verifier", samples=4), values, dict.fromkeys(names, 20.0), (probed,))
 
 
 def test_each_bin_gets_what_pays_there() -> None:
@@ -120,12 +121,11 @@ def test_one_fold_decides_nothing_about_itself() -> None:
     ranks = grid.difficulty.assign(grid.values)
     folds = fold_bins(ranks, 0)
     half = [name for name in grid.problems if folds[name] == 0]
-    shuffled = Grid(
-        tuple(replace(c, accuracy=c.accuracy | {n: 1 - c.accuracy[n] for n in half}) for c in grid.cells),
-        grid.difficulty,
-        grid.values,
-        grid.probe_tokens,
-    )
+
+    def turned(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+        return tuple(replace(c, accuracy=c.accuracy | {n: 1 - c.accuracy[n] for n in half}) for c in cells)
+
+    shuffled = replace(grid, cells=turned(grid.cells), probed=turned(grid.probed))
     other = [name for name in grid.problems if folds[name] == 1]
     assert [c.strategy for c in fit(grid, (16,), other).choices[16]] == [
         c.strategy for c in fit(shuffled, (16,), other).choices[16]
@@ -171,6 +171,28 @@ def test_grid_of_a_run(tmp_path: Path) -> None:
         read_grid(folder, (8,), Difficulty(samples=9))
 
 
+def test_probes_vote_with_the_search_that_follows_them(tmp_path: Path) -> None:
+    """The joined cell is the weighted vote over a search's solutions and the last samples, at the cost of both."""
+    names = sweep(["beam_search"], (8,), 4, scored=True, beam_width=4)
+    folder = fake_runs.write(tmp_path, names)
+    grid = read_grid(folder, (8,), Difficulty("verifier", samples=4))
+    (cell,) = [cell for cell in grid.after_probes(8) if not cell.sampler]
+    assert cell.strategy == "beam_search(n=4)"
+    found = {(r.problem.id, r.strategy): r for r in read_records(folder)}
+    changed = 0
+    for name in grid.problems:
+        search, samples = found[name, "beam_search(n=4)"], found[name, "best_of_n"]
+        weights: Counter[str] = Counter()
+        for solution in (*search.solutions, *samples.solutions[-4:]):
+            if solution.answer is not None:
+                weights[solution.answer] += solution.agg or 0.0  # type: ignore[assignment]
+        best = max(weights, key=lambda answer: weights[answer], default=None)
+        assert cell.accuracy[name] == float(best == search.problem.answer)
+        changed += best != search.answer
+        assert cell.tokens[name] > search.ledger.policy_computed + search.ledger.prm_computed
+    assert changed
+
+
 def test_tree_budgets() -> None:
     assert tree_budgets((4, 16), 4, 4) == [4, 12, 16]
     assert tree_budgets((4, 16), 2, 4) == [4, 12, 16]
@@ -199,23 +221,26 @@ def test_auto_measures_chooses_and_stays_within_n() -> None:
     seen = set()
     for seed in range(20):
         policy = FakePolicy(seed, max_steps=10**6)
-        leaves = run(auto(make_root(), choices()), policy)
-        probes = [leaf for leaf in leaves if leaf.path[0] >= PROBE]
+        result = outcome(auto(make_root(), choices()), policy)
         firsts = {path[0] for path in policy.tree}
-        assert len(firsts) == 8 and {PROBE, PROBE + 1, PROBE + 2} <= firsts
-        assert len(leaves) == (8 if probes else 5)  # a sample set goes on from the probes
-        seen.add(len(leaves))
-    assert seen == {5, 8}
+        assert firsts == {*range(5), PROBE, PROBE + 1, PROBE + 2}
+        assert {leaf.path[0] for leaf in result.solutions} == firsts  # the probes vote, too
+        seen.add(result.selector)
+    assert seen == {"majority", "argmax"}
 
 
-def test_auto_says_which_selector_chooses() -> None:
-    policy = FakePolicy(1, max_steps=10**6)
-    strategy = auto(make_root(), choices(feature="agreement", edges=(0.01,)))
+def outcome(strategy: Search, policy: FakePolicy) -> Chosen:
     request = next(strategy)
     with pytest.raises(StopIteration) as stop:
         while True:
             request = strategy.send(policy.answer(request))
-    assert isinstance(stop.value.value, Chosen) and stop.value.value.selector == "majority"
+    assert isinstance(stop.value.value, Chosen)
+    return stop.value.value
+
+
+def test_auto_says_which_selector_chooses() -> None:
+    strategy = auto(make_root(), choices(feature="agreement", edges=(0.01,)))
+    assert outcome(strategy, FakePolicy(1, max_steps=10**6)).selector == "majority"
 
 
 def test_auto_without_a_table_is_refused() -> None:
@@ -242,7 +267,7 @@ def test_policy_file_round_trip(policy_file: Path) -> None:
     assert loaded.edges == (0.9,)
     assert [choice.selector for choice in loaded.bins] == ["weighted", "weighted"]
     assert loaded.bins[0].run is None and loaded.bins[1].run is not None
-    assert len(run(auto(make_root(), loaded), FakePolicy(3, max_steps=10**6))) in (12, 16)
+    assert len(run(auto(make_root(), loaded), FakePolicy(3, max_steps=10**6))) == 16
 
 
 @pytest.mark.parametrize(
@@ -332,7 +357,8 @@ def test_optimal_then_auto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ("options", "reason"),
     [
         (["--difficulty=length"], "difficulty='length' is unknown"),
-        (["--strategy=best_of_n"], "give tree searches"),
+        (["--strategy=best_of_n"], "give searches that ask a verifier"),
+        (["--strategy=adaptive_vote"], "give searches that ask a verifier"),
         (["--strategy=beam(n=4)"], "n comes from --budgets"),
         (["--budgets=none"], "give whole numbers of at least 1"),
     ],

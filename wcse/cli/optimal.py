@@ -59,15 +59,17 @@ def sweep(
     """The strategies to run: the sample sets at the largest budget, the tree searches at every budget, whole
     and less the probes."""
     from wcse.optimal.policy_file import tree_budgets
-    from wcse.search import parse_strategy
+    from wcse.search import STRATEGIES, parse_strategy
 
     names: dict[str, None] = dict.fromkeys(SAMPLERS if scored else SAMPLERS[:1])
     for text in trees if scored else ():
         spec = parse_strategy(text)
         if "n" in spec.options:
             raise WcseError(f"strategy={text!r}: n comes from --budgets; leave it out")
-        if spec.name in (*SAMPLERS, "greedy", "auto"):
-            raise WcseError(f"strategy={text!r}: give tree searches; sample sets are swept anyway")
+        if spec.name in (*SAMPLERS, "auto") or not STRATEGIES[spec.name].needs_prm:
+            raise WcseError(
+                f"strategy={text!r}: give searches that ask a verifier; sample sets are swept anyway"
+            )
         width = spec.options.get("beam_width", beam_width)
         for n in tree_budgets(budgets, probes, width):
             names[str(type(spec)(spec.name, {**spec.options, "n": n}))] = None

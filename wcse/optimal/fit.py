@@ -94,8 +94,8 @@ def cross_validate(grid: Grid, n: int) -> dict[str, Any]:
                 probes = 0.0 if cell.sampler else grid.probe_tokens[name]
                 got = (
                     cell.accuracy[name],
-                    cell.tokens[name] + probes,
                     cell.tokens[name],
+                    cell.tokens[name] - probes,
                     single.accuracy[name],
                     single.tokens[name],
                 )
