@@ -52,6 +52,14 @@ def test_larger_models_are_horizontal_lines(folder: Path, tmp_path: Path) -> Non
     assert float(rows[0]["x"]) == 1 and float(rows[1]["x"]) == 8
 
 
+def test_a_larger_model_on_other_problems_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = fake_runs.write(tmp_path / "other", ["greedy"], problems=14, policy="models/big")
+    assert main(["plot", str(folder), f"--larger={other}", f"--to={tmp_path / 'a.csv'}"]) == 2
+    assert "solved other problems than" in capsys.readouterr().err
+
+
 def test_frontier_of_optimal(tmp_path: Path) -> None:
     def point(y: float, x: float) -> dict[str, float]:
         return {"accuracy": y, "low": y - 0.1, "high": y + 0.1, "tokens": x}
