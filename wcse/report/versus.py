@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from wcse.report.assets import asset, fill, source
+from wcse.report import results
 from wcse.report.plots import Figure, Line, Point, draw, short
+from wcse.report.results import section, table
 
 Found = Mapping[str, Any]
 Table = list[tuple[str, ...]]
@@ -178,61 +179,41 @@ def gain(row: Mapping[str, float]) -> str:
 
 def page(found: Found) -> bytes:
     """The whole page."""
-    style = asset("page.css")
-    shown = {name: value for name, value in found.get("options", {}).items() if value is not None}
     parts = [
         f"<figure><h3>{escape(name)}: {part['problems']} problems, one sample {part['pass@1']:.0%}</h3>"
         f"{draw(figure(found, name))}</figure>"
         for name, part in found["bins"].items()
     ]
-    values = {
-        "csp": f"default-src 'none'; style-src {source(style)}",
-        "title": escape(f"{found['policy']} with search beside larger models"),
-        "style": style,
-        "facts": "".join(f"<span><i>{escape(k)}</i> {escape(str(v))}</span>" for k, v in shown.items()),
-        "tiles": _tiles(found),
-        "figure": f"<figure>{draw(figure(found))}</figure>",
-        "bins": "".join(parts),
-        "bins_note": (
-            "Thirds of the problems by the small model's own pass@1, which needs the gold answers. Intervals: 95 %, "
-            "problems drawn anew; differences are paired problem by problem."
-        ),
-        **{
-            name: _html(make(found))
-            for name, make in (
-                ("equal", equal_table),
-                ("crossings", crossings_table),
-                ("auto", auto_table),
-                ("beam", beam_table),
-            )
-        },
-    }
-    return fill(asset("versus.html"), values).encode()
+    note = (
+        "Thirds of the problems by the small model's own pass@1, which needs the gold answers. Intervals: 95 %, "
+        "problems drawn anew; differences are paired problem by problem."
+    )
+    sections = [
+        section("Accuracy against FLOPs", f"<figure>{draw(figure(found))}</figure>"),
+        section("By difficulty", f'<div class="figures">{"".join(parts)}</div><p class="note">{note}</p>'),
+        section("At equal FLOPs", table(equal_table(found))),
+        section("Where it draws level", table(crossings_table(found))),
+        section("auto beside single strategies", table(auto_table(found))),
+        section("Tree search beside sampling, at equal N", table(beam_table(found))),
+        section("Every strategy", table(curves_table(found))),
+    ]
+    title = f"{found['policy']} with search beside larger models"
+    return results.page(title, found.get("options", {}), _tiles(found), sections)
 
 
-def _tiles(found: Found) -> str:
+def _tiles(found: Found) -> list[tuple[str, str, str]]:
     shown = [("problems", f"{found['problems']:,}", "fresh ones")]
     for curve in found["curves"]:
         if curve["method"] == "majority":
-            spot = curve["points"][0]
-            note = f"95 % interval {spot['low']:.1%} – {spot['high']:.1%}; {short(spot['flops'])} FLOPs"
-            shown.append((f"{curve['model']}, one sample", f"{spot['accuracy']:.1%}", note))
+            shown.append((f"{curve['model']}, one sample", *_number(curve["points"][0])))
     own = [
         (spot, c["method"]) for c in found["curves"] if c["model"] == found["policy"] for spot in c["points"]
     ]
     best, method = max(own, key=lambda pair: (pair[0]["accuracy"], -pair[0]["flops"]))
-    note = f"95 % interval {best['low']:.1%} – {best['high']:.1%}; {short(best['flops'])} FLOPs"
-    shown.append((f"{found['policy']}, {method}, N={best['n']}", f"{best['accuracy']:.1%}", note))
-    return "".join(
-        f'<div class="tile"><div class="what">{escape(what)}</div><div class="number">{escape(number)}</div>'
-        f'<div class="note">{escape(note)}</div></div>'
-        for what, number, note in shown
-    )
+    shown.append((f"{found['policy']}, {method}, N={best['n']}", *_number(best)))
+    return shown
 
 
-def _html(rows: Sequence[Sequence[str]]) -> str:
-    if len(rows) < 2:
-        return '<p class="note">nothing to show</p>'
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _number(spot: Mapping[str, float]) -> tuple[str, str]:
+    note = f"95 % interval {spot['low']:.1%} – {spot['high']:.1%}; {short(spot['flops'])} FLOPs"
+    return f"{spot['accuracy']:.1%}", note
