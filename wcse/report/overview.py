@@ -78,12 +78,12 @@ _HEADINGS = (
     ("accuracy", "95 % interval"),
     ("any right", ""),
     ("no answer", ""),
-    ("policy tokens", "computed / problem, reused"),
-    ("PRM tokens", "computed / problem, reused"),
-    ("sharing", "tokens apart : in the tree"),
-    ("GFLOPs", "/ problem"),
-    ("KV pages", "peak, vs unshared"),
-    ("seconds", "/ problem"),
+    ("policy tokens", "a problem; reused"),
+    ("PRM tokens", "a problem; reused"),
+    ("sharing", "apart : in the tree"),
+    ("GFLOPs", "a problem"),
+    ("KV pages", "peak; unshared"),
+    ("seconds", "a problem"),
 )
 
 
@@ -162,7 +162,8 @@ def plots(summary: Numbers) -> str:
     note = (
         f"Lines: the samples of <code>{escape(source)}</code>, each selector at each N, averaged over subsets of "
         "the samples, with 95 % bands over problems drawn anew. Diamonds: strategies that are no subset of them, "
-        "with 95 % Wilson intervals, moved to the right where they would hide one another."
+        "with 95 % Wilson intervals, moved to the right where they would hide one another. Tokens are those that went "
+        "through a model; sharing compares what independent samples would have computed with what the tree holds."
     )
     return f'<div class="figures">{shown}</div><p class="note">{note}</p>{_by_difficulty(summary)}'
 

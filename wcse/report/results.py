@@ -51,6 +51,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of plain text, the first of them the heads."""
     if len(rows) < 2:
         return '<p class="note">nothing to show</p>'
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    texts = {column for row in rows[1:] for column, cell in enumerate(row) if cell[:1].isalpha()}
+
+    def line(tag: str, row: Sequence[str]) -> str:
+        marked = ((' class="text"' if column in texts else "", cell) for column, cell in enumerate(row))
+        return f"<tr>{''.join(f'<{tag}{kind}>{escape(cell)}</{tag}>' for kind, cell in marked)}</tr>"
+
+    body = "".join(line("td", row) for row in rows[1:])
+    return f'<table class="results"><thead>{line("th", rows[0])}</thead><tbody>{body}</tbody></table>'

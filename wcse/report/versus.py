@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
 from wcse.report import results
@@ -22,10 +23,15 @@ _STYLES = {
     "best_of_n": "line-argmax",
     "weighted_best_of_n": "line-weighted",
     "beam_search": "hue-4",
-    "dvts": "hue-0",
+    "dvts": "hue-7",
     "auto": "hue-5",
+    "mcts": "hue-6",
+    "rebase": "hue-8",
+    "particle_filter": "hue-9",
+    "lookahead_search": "hue-10",
+    "speculative_rejection": "hue-11",
 }
-_LARGER = "line-pass"
+_LARGER = ("line-pass", "line-larger")
 
 
 def figure(found: Found, group: str | None = None) -> Figure:
@@ -40,7 +46,7 @@ def figure(found: Found, group: str | None = None) -> Figure:
         if method == "greedy" or not (own or method in ("majority", "weighted_best_of_n")):
             continue
         name = method if own else f"{curve['model']}, {method}"
-        style = _STYLES.get(method, "hue-0") if own else _LARGER
+        style = _STYLES.get(method, "hue-0") if own else _larger_style(found, curve["model"])
         spots = [spot if group is None else spot["bins"][group] for spot in curve["points"]]
         if len(spots) == 1:
             (spot,) = spots
@@ -63,8 +69,14 @@ def _levels(found: Found, group: str | None, lines: Sequence[Line]) -> list[Line
         if curve["model"] != found["policy"] and curve["method"] == "majority" and xs:
             spot = curve["points"][0] if group is None else curve["points"][0]["bins"][group]
             name = f"{curve['model']}, one sample"
-            levels.append(Line(name, _LARGER, [min(xs), max(xs)], [spot["accuracy"]] * 2))
+            style = _larger_style(found, curve["model"])
+            levels.append(Line(name, style, [min(xs), max(xs)], [spot["accuracy"]] * 2))
     return levels
+
+
+def _larger_style(found: Found, model: str) -> str:
+    models = dict.fromkeys(curve["model"] for curve in found["curves"] if curve["model"] != found["policy"])
+    return _LARGER[list(models).index(model) % len(_LARGER)]
 
 
 # --- tables -----------------------------------------------------------------------------------------------
@@ -114,12 +126,16 @@ def equal_table(found: Found) -> Table:
 def crossings_table(found: Found) -> Table:
     """Where each strategy reaches each rival."""
     rows: Table = [("larger model", "accuracy", "small model", "reached at", "FLOPs, larger model = 1")]
-    for row in found["crossings"]:
-        reached = "not reached" if row["n"] is None else f"N={row['n']}"
-        ratio = "" if row["flops_ratio"] is None else f"{row['flops_ratio']:.2f}"
-        rows.append(
-            (f"{row['larger']}, {row['rival']}", f"{row['accuracy']:.1%}", row["method"], reached, ratio)
-        )
+    for (larger, rival, accuracy), group in groupby(
+        found["crossings"], key=lambda row: (row["larger"], row["rival"], row["accuracy"])
+    ):
+        crossed = list(group)
+        head = (f"{larger}, {rival}", f"{accuracy:.1%}")
+        reached = sorted((row for row in crossed if row["n"] is not None), key=lambda row: row["flops_ratio"])
+        rows += [(*head, row["method"], f"N={row['n']}", f"{row['flops_ratio']:.2f}") for row in reached]
+        others = [row["method"] for row in crossed if row["n"] is None]
+        if others:
+            rows.append((*head, f"{len(others)} others" if reached else "none", "not reached", ""))
     return rows
 
 
