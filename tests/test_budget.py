@@ -17,7 +17,7 @@ from wcse.flops import ModelCost
 from wcse.ledger import Ledger
 from wcse.models.spec import LayerSpec, ModelSpec, Rope
 from wcse.optimal.difficulty import Difficulty
-from wcse.optimal.fit import Table
+from wcse.optimal.fit import Column, Table
 from wcse.optimal.grid import Cell
 from wcse.optimal.policy_file import save
 from wcse.problems import load_problems
@@ -155,7 +155,7 @@ def test_probes_of_the_difficulty_are_charged(problems: list[Problem], tmp_path:
     file = tmp_path / "policy.json"
     save(
         file,
-        Table((0.5,), {4: cells}),
+        Table((0.5,), {4: Column(True, cells)}),
         difficulty,
         agg_strategy="last",
         recipe=models,

@@ -103,7 +103,11 @@ def world(count: int = 200) -> Grid:
 def test_each_bin_gets_what_pays_there() -> None:
     table = fit(world(), (16,))
     assert table.edges == (0.9,)
-    assert [cell.strategy for cell in table.choices[16]] == ["weighted_best_of_n(n=16)", "beam_search(n=12)"]
+    assert table.choices[16].probed
+    assert [cell.strategy for cell in table.choices[16].cells] == [
+        "weighted_best_of_n(n=16)",
+        "beam_search(n=12)",
+    ]
 
 
 def test_cross_validated_gain_and_its_cost() -> None:
@@ -127,12 +131,32 @@ def test_one_fold_decides_nothing_about_itself() -> None:
 
     shuffled = replace(grid, cells=turned(grid.cells), probed=turned(grid.probed))
     other = [name for name in grid.problems if folds[name] == 1]
-    assert [c.strategy for c in fit(grid, (16,), other).choices[16]] == [
-        c.strategy for c in fit(shuffled, (16,), other).choices[16]
-    ]
-    assert [c.strategy for c in fit(grid, (16,), half).choices[16]] != [
-        c.strategy for c in fit(shuffled, (16,), half).choices[16]
-    ]
+
+    def strategies(grid: Grid, names: list[str]) -> list[str]:
+        return [cell.strategy for cell in fit(grid, (16,), names).choices[16].cells]
+
+    assert strategies(grid, other) == strategies(shuffled, other)
+    assert strategies(grid, half) != strategies(shuffled, half)
+
+
+def test_where_looking_does_not_pay_the_best_strategy_has_the_whole_budget(tmp_path: Path) -> None:
+    """Sampling is no better on easy problems than the beam, so probes only take from it."""
+    grid = world()
+    beam = next(cell for cell in grid.cells if not cell.sampler)
+    dull = replace(
+        grid, cells=(replace(beam, strategy="dvts(n=16)", accuracy=dict.fromkeys(grid.problems, 0.9)), beam)
+    )
+    column = fit(dull, (16,)).choices[16]
+    assert not column.probed and [cell.strategy for cell in column.cells] == ["dvts(n=16)"]
+    point = cross_validate(dull, 16)
+    assert point["gain"] == 0 and point["auto"]["tokens"] == point["auto"]["tokens_without_probes"] == 100
+    file = tmp_path / "policy.json"
+    save(file, fit(dull, (16,)), Difficulty(), agg_strategy="last", recipe=MODELS, inputs=PRINTS)
+    found = read_policy(str(file), names=MODELS, inputs=PRINTS).choices(16, SearchConfig())
+    assert (found.samples, found.edges, len(found.bins)) == (0, (), 1)
+    policy = FakePolicy(1, max_steps=10**6)
+    assert 4 < len(outcome(auto(make_root(), found), policy).solutions) <= 16
+    assert all(path[0] < PROBE for path in policy.tree)
 
 
 def test_noise_does_not_leave_the_default() -> None:
@@ -286,7 +310,11 @@ def test_policy_file_round_trip(policy_file: Path) -> None:
             "difficulty feature 'oracle' cannot be measured",
         ),
         ({"edges": [0.9, 0.5]}, 16, "2 bins but 2 edges"),
-        ({"budgets": {"16": ["beem", "dvts"]}}, 16, "strategy='beem' is unknown"),
+        (
+            {"budgets": {"16": {"probed": True, "strategies": ["beem", "dvts"]}}},
+            16,
+            "strategy='beem' is unknown",
+        ),
         ({"budgets": None}, 16, "not a policy file of wcse optimal"),
     ],
 )
@@ -340,12 +368,13 @@ def test_optimal_then_auto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             "max_tokens": 160,
         }
     )
+    data = json.loads(file.read_text())
     problems = [Problem(f"a{i}", f"Calculate {i} + 12.", str(i + 12)) for i in range(4)]
     for record in solve_all(recipe, problems):
         assert 1 <= len({node.path[0] for node in record.nodes}) <= 4
-        assert sum(node.path == (PROBE + i,) for node in record.nodes for i in (0, 1)) == 2
+        drawn = sum(node.path == (PROBE + i,) for node in record.nodes for i in (0, 1))
+        assert drawn == (2 if data["budgets"]["4"]["probed"] else 0)
         assert record.selector in ("majority", "argmax", "weighted")
-    data = json.loads(file.read_text())
     data["models"]["policy"]["fingerprint"] = "0"
     file.write_text(json.dumps(data))
     with pytest.raises(WcseError, match="was made for policy='tiny-wc'"):

@@ -84,7 +84,13 @@ def test_frontier_of_optimal(tmp_path: Path) -> None:
     assert names[:2] == ["majority", "beam_search(lookahead=1)"] and "auto (cross-validated)" in names
     assert draw(figure).count("<polyline") == 4 and draw(figure).count('class="band') == 1
     html = page(
-        found | {"difficulty": {"kind": "verifier"}, "problems": 9, "bins": [], "choices": {"4": ["<b>"]}}
+        found
+        | {
+            "difficulty": {"kind": "verifier", "samples": 4},
+            "problems": 9,
+            "bins": [],
+            "choices": {"4": {"probed": True, "strategies": ["<b>"]}},
+        }
     )
     assert html.count(b"<polyline") == 4 and b"&lt;b&gt;" in html and b"<script" not in html
     (tmp_path / "optimal.json").write_text(json.dumps(found))

@@ -96,7 +96,10 @@ def _fit(folder: Path, budgets: Sequence[int], difficulty: Any, options: Mapping
         "fixed": [point for n in budgets for point in fixed_points(grid, n)],
         "optimal": [cross_validate(grid, n) for n in budgets],
         "bins": [row for n in budgets for row in by_bin(grid, n)],
-        "choices": {str(n): [cell.strategy for cell in cells] for n, cells in table.choices.items()},
+        "choices": {
+            str(n): {"probed": column.probed, "strategies": [cell.strategy for cell in column.cells]}
+            for n, column in table.choices.items()
+        },
     }
     _show(found, budgets)
     with atomic_file(folder / "optimal.json") as file:

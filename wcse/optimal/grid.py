@@ -73,6 +73,8 @@ class Grid:
         if self.difficulty.kind == "oracle":
             return self.fixed(n)
         left = n - self.difficulty.samples
+        if left < 0:
+            return []
         trees: dict[str, Cell] = {}
         for cell in sorted(self.probed, key=lambda cell: cell.n):
             if cell.n <= left:

@@ -40,9 +40,14 @@ def bins_table(found: Found, n: int) -> Table:
 
 def choices_table(found: Found) -> Table:
     """What ``auto`` does in each bin at each budget."""
-    columns: Mapping[str, list[str]] = found["choices"]
-    heads = (f"bin {number}" for number in range(max(map(len, columns.values()), default=0)))
-    return [("budget", *heads), *((f"n={n}", *names) for n, names in columns.items())]
+    columns: Mapping[str, Any] = found["choices"]
+    count = max((len(column["strategies"]) for column in columns.values()), default=0)
+    rows: Table = [("budget", "probes", *(f"bin {number}" for number in range(count)))]
+    for n, column in columns.items():
+        names = column["strategies"]
+        probes = str(found["difficulty"]["samples"]) if column["probed"] else "none pays"
+        rows.append((f"n={n}", probes, *names, *[""] * (count - len(names))))
+    return rows
 
 
 def gain(point: Mapping[str, Any]) -> str:

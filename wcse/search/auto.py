@@ -35,7 +35,7 @@ class Choices:
     Attributes:
         n: the budget in solutions, samples included.
         feature: one of ``FEATURES``.
-        samples: how many are drawn to see how hard the problem is.
+        samples: how many are drawn to see how hard the problem is; 0 where looking does not pay, and all get the same.
         agg_strategy: of the feature ``verifier``.
         edges: values of the feature, falling; bin 0 is at or above the first one.
         bins: one choice a bin, easiest first; one more than edges.
@@ -59,10 +59,13 @@ def auto(root: Node, choices: Choices | None) -> Search:
         raise WcseError(
             "strategy auto needs a policy file: make one with wcse optimal and set strategy_policy"
         )
-    probes: list[Node] = yield Expand(root, choices.samples, first=PROBE, to_end=True)
-    value = yield from easiness(probes, choices)
-    choice = choices.bins[bin_of(value, choices.edges)]
+    probes: list[Node] = []
     found: list[Node] = []
+    choice = choices.bins[0]
+    if choices.samples:
+        probes = yield Expand(root, choices.samples, first=PROBE, to_end=True)
+        value = yield from easiness(probes, choices)
+        choice = choices.bins[bin_of(value, choices.edges)]
     rest = choices.n - choices.samples
     if choice.run is not None:
         result = yield from choice.run(root)
