@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from wcse.budget import Account as Charges
-from wcse.engine.engine import Account, Engine, Growth, Root
+from wcse.engine.engine import Engine
+from wcse.engine.growth import Account, Growth, Root
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
 from wcse.ledger import Ledger
@@ -216,7 +217,7 @@ class Driver:
             part = seconds * share / total if total else seconds / len(runs)
             setattr(run, field_name, getattr(run, field_name) + part)
             if run.job.charges is not None and run.job.charges.spend(part):
-                run.root.stopped = True
+                self.engine.stop(run.root)
 
     def _census(self) -> None:
         for root, counts in self.engine.census().items():
