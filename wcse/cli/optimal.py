@@ -50,8 +50,9 @@ def optimal(options: Options) -> int:
         )
     code = solve(recipe)
     if code == 0:
-        shown = {"policy": checked.policy, "prm": checked.prm, "problems": checked.problems}
-        _fit(folder, budgets, difficulty, shown | asdict(difficulty))
+        shown: dict[str, Any] = {"policy": checked.policy, "prm": checked.prm, "problems": checked.problems}
+        shown |= {"difficulty": difficulty.kind, "probes": difficulty.samples, "bins": difficulty.bins}
+        _fit(folder, budgets, difficulty, shown)
     return code
 
 

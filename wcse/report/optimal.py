@@ -44,7 +44,7 @@ def choices_table(found: Found) -> Table:
     count = max((len(column["strategies"]) for column in columns.values()), default=0)
     rows: Table = [("budget", "probes", *(f"bin {number}" for number in range(count)))]
     for n, column in columns.items():
-        names = column["strategies"]
+        names = column["strategies"] if column["probed"] else [f"{column['strategies'][0]} for all"]
         probes = str(found["difficulty"]["samples"]) if column["probed"] else "none pays"
         rows.append((f"n={n}", probes, *names, *[""] * (count - len(names))))
     return rows
