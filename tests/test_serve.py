@@ -237,13 +237,16 @@ def test_the_compute_optimal_search_is_a_model(model: LoadedModel, tmp_path: Pat
     """``auto-2x``: twice the smallest budget of the policy file, which chooses the strategy by the samples."""
     models = {"policy": "tiny-wc", "prm": "shared"}
     table = {
-        "format": 1,
+        "format": 2,
         "models": {
             k: {"name": v, "fingerprint": fingerprint_models(models).get(k)} for k, v in models.items()
         },
         "difficulty": {"feature": "agreement", "samples": 2, "agg_strategy": "last"},
         "edges": [1.0],
-        "budgets": {"4": ["majority", "beam_search(n=2,beam_width=2)"], "8": ["best_of_n", "best_of_n"]},
+        "budgets": {
+            "4": {"probed": True, "strategies": ["majority", "beam_search(n=2,beam_width=2)"]},
+            "8": {"probed": True, "strategies": ["best_of_n", "best_of_n"]},
+        },
     }
     path = tmp_path / "policy.json"
     path.write_text(json.dumps(table))

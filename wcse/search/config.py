@@ -14,6 +14,7 @@ SEARCH_AND_LEARN = "search-and-learn"
 WORDS: dict[str, tuple[str, ...]] = {
     "rounding": ("remainder", "ceil"),
     "potential": ("ratio", "product", "odds"),
+    "resampling": ("systematic", "multinomial"),
     "stop_rule": ("beta", "certain"),
     "compat": (SEARCH_AND_LEARN,),
 }
@@ -46,6 +47,8 @@ class SearchConfig:
         potential: particle filter: what multiplies a weight: ``ratio`` r_t / r_(t-1), ``product`` r_t or
             ``odds`` r_t / (1 - r_t).
         ess_threshold: particle filter: resample when the effective sample size falls below this share of n.
+        resampling: particle filter: ``systematic`` draws with equal spaces, so that copies are within one of their
+            share; ``multinomial`` draws each particle by itself, as the authors' code does.
         rejection_rate: speculative rejection: share of the pool that goes at each checkpoint.
         checkpoint_tokens: speculative rejection: tokens of a solution between two checkpoints.
         chunk: adaptive vote: solutions drawn at a time.
@@ -67,6 +70,7 @@ class SearchConfig:
     rounding: str = "remainder"
     potential: str = "ratio"
     ess_threshold: float = 0.5
+    resampling: str = "systematic"
     rejection_rate: float = 0.5
     checkpoint_tokens: int = 64
     chunk: int = 4
