@@ -83,7 +83,7 @@ def test_share_of_a_run(benchmark: Any, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(solve, "classify", timed("verifying", solve.classify))
     monkeypatch.setattr(Journal, "append", timed("storing", Journal.append))
     monkeypatch.setattr(work, "write_synth", timed("deriving", work.write_synth))
-    spec = "gsm_symbolic:size=40,seed=1000000"
+    spec = "gsm_symbolic:size=100,seed=1000000"
     sampler = {"model": "tiny-wc", "max_tokens": 256}
     recipe = SynthRecipe.parse({"problems": spec, "samplers": {"wc": sampler}, "n": 64, "export": EXPORTS})
     problems = load_problems(spec, limit=None if benchmark.enabled else 2)

@@ -11,13 +11,12 @@ from itertools import groupby
 from wcse.data.fingerprint import fingerprint_path
 from wcse.data.record import SolveRecord
 from wcse.flops import ModelCost
-from wcse.models.load import find_model, read_config, read_spec
+from wcse.models.load import find_model, read_spec
 from wcse.models.spec import ModelSpec
 from wcse.prompts import render_problem
 from wcse.recipe import Recipe
-from wcse.reward.families import family_named, family_of
 from wcse.shots import shots_path
-from wcse.solve import Models, solve
+from wcse.solve import Models, solve, verifiers_of
 from wcse.synth.cost import Size
 from wcse.synth.recipe import SynthRecipe
 from wcse.synth.record import Failure, SynthRecord
@@ -71,17 +70,16 @@ def sizes_of(recipe: SynthRecipe) -> dict[str, Size]:
 
 
 def verifier_cost(name: str, family: str | None = None) -> ModelCost:
-    """What a token costs a verifier, as its scorer charges it: an implicit one is two language models.
+    """What a token costs a verifier, as its scorer charges it: an implicit one is two language models, and one that
+    writes has an output matrix.
 
     Raises:
         WcseError: a model cannot be found or read.
     """
-    config = read_config(name)
-    record = family_named(family) if family else family_of(name, config)
-    if record.head != "ratio":
-        return ModelCost.of(model_spec(name), head=False)
-    reference = (config.get("wcse") or {}).get("reference", record.reference)
-    return ModelCost.of(model_spec(name)) + ModelCost.of(model_spec(str(reference)))
+    first, *others = (
+        ModelCost.of(model_spec(model), head=head) for _, model, _, head in verifiers_of(name, family)
+    )
+    return sum(others, first)
 
 
 class LocalExecutor:
