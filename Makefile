@@ -1,7 +1,7 @@
 # make demo   sets up .venv and solves real problems with the embedded models
 # make test   sets up .venv and runs the checks: formatting, types, tests
 # make headline  the small embedded model with search beside larger ones at equal FLOPs; under half an hour
-# make family  trains the larger siblings for it, 3 and 10 times the size; hours
+# make family  trains a sibling of ten times the size for it, grown from tiny-se; 40 minutes of two quiet cores
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
 # make storm  100,000 broken requests and 10,000 vanishing clients against the server; half an hour
@@ -23,21 +23,20 @@ demo: setup
 	$(BIN)/wcse demo
 
 # Fresh problems: seeds that training never drew, others for the fit than for the verdict. Options go in HEADLINE,
-# larger models in LARGER, with commas between them; by default those that make family has made.
+# larger models in LARGER, with commas between them; by default tiny-se, and what make family has made.
 comma := ,
 space := $(subst ,, )
 FAMILY := runs/zoo
-LARGER ?= $(subst $(space),$(comma),$(strip $(wildcard $(FAMILY)/tiny-se $(FAMILY)/tiny-xl)))
+LARGER ?= $(subst $(space),$(comma),$(strip tiny-se $(wildcard $(FAMILY)/tiny-xl)))
 HEADLINE ?=
 headline: setup
-	$(BIN)/wcse versus --policy tiny-wc --prm tiny-wc-prm $(if $(LARGER),--larger $(LARGER)) --larger-n 16 --n 64 \
+	$(BIN)/wcse versus --policy tiny-wc --prm tiny-wc-prm --larger $(LARGER) --larger-n 16 --n 64 \
 	  --fit gsm_symbolic:size=100,seed=20280000 --problems gsm_symbolic:size=120,seed=20290000 --budgets 8,16,32 \
 	  --strategy "beam_search,dvts,beam_search(n=64),dvts(n=64),lookahead_search(n=16),rebase(n=16),particle_filter(n=16),speculative_rejection(n=16),adaptive_vote(n=16),mcts(n=16)" \
 	  --max-tokens 256 --out runs/headline $(HEADLINE)
 
 family: setup
-	$(BIN)/python -m wcse.zoo.train_policy --size tiny-se --tokenizer wcse/zoo/tiny-wc --muon-lr 5e-3 --minutes 60 --out $(FAMILY)/tiny-se
-	$(BIN)/python -m wcse.zoo.train_policy --size tiny-xl --tokenizer wcse/zoo/tiny-wc --muon-lr 4e-3 --minutes 120 --out $(FAMILY)/tiny-xl
+	$(BIN)/python -m wcse.zoo.train_policy --size tiny-xl --tokenizer wcse/zoo/tiny-wc --muon-lr 4e-3 --grow-from wcse/zoo/tiny-se --minutes 40 --out $(FAMILY)/tiny-xl
 
 test: setup lint
 	$(BIN)/python -m pytest

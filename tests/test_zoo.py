@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -228,3 +229,25 @@ def test_training_problems_are_the_same_for_a_seed_and_no_evaluations(corpus: An
     problems = list(training_problems(20, 3))
     assert problems == list(training_problems(20, 3))
     assert len({problem["problem"] for problem in problems}) == 20
+
+
+def test_a_grown_model_begins_as_the_shallower_one() -> None:
+    from wcse.zoo.train_policy import grow
+
+    config = TinyConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    old, new = TinyLlama(config), TinyLlama(replace(config, num_hidden_layers=5))
+    grow(old, new)
+    ids = torch.randint(40, (2, 9))
+    torch.testing.assert_close(new.hidden(ids), old.hidden(ids))
+    assert sum(p.abs().sum() > 0 for p in new.layers.parameters() if p.dim() == 2) == 2 * 7 + 3 * 5
+    with pytest.raises(ValueError, match="more than depth"):
+        grow(TinyLlama(replace(config, hidden_size=64)), new)
+    with pytest.raises(ValueError, match="can't grow 5 layers to 2"):
+        grow(new, old)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-MODELS = ("tiny-wc", "tiny-wc-prm")
+MODELS = ("tiny-wc", "tiny-se", "tiny-wc-prm")
 
 
 def path(name: str) -> Path:

@@ -3,6 +3,9 @@
 Data are generated while training, so nothing is read twice. Several single-threaded processes train copies
 of the model on different data and average their weights every few seconds (local SGD): that keeps every core
 busy without a barrier per operation. The learning rate follows the clock, so a run ends when it was told to.
+
+``--grow-from DIR`` starts from a shallower model of the same width instead: new layers are put between the old
+ones and add nothing at first, so the deeper model begins with what the shallower one knows.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import cos, pi
 from pathlib import Path
 from random import Random
@@ -22,31 +25,22 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from .corpus import EVAL_SEED, evaluation_problems, training_example
 from .sample import is_correct, solve
-from .tiny_llama import TinyConfig, TinyLlama, save_weights
+from .tiny_llama import TinyConfig, TinyLlama, load_weights, save_weights
 from .tokenizer import END, PAD, load_tokenizer, prompt_text, save_tokenizer, token_id, train_tokenizer
 
 Row = tuple[list[int], int]
 
-#: The family: one recipe, about 1, 3 and 10 times the parameters (2.6, 7.7 and 26 M with 1280 tokens).
+#: The family: one recipe, about 1, 3 and 10 times the parameters (2.6, 7.7 and 25.5 M with 1280 tokens). The third
+#: is as wide as the second, so that it can be grown from it.
+_WIDE = {"hidden_size": 320, "intermediate_size": 832, "num_attention_heads": 10}
 SIZES: dict[str, dict[str, int]] = {
     "tiny-wc": {},
-    "tiny-se": {
-        "hidden_size": 320,
-        "intermediate_size": 832,
-        "num_hidden_layers": 7,
-        "num_attention_heads": 10,
-    },
-    "tiny-xl": {
-        "hidden_size": 512,
-        "intermediate_size": 1408,
-        "num_hidden_layers": 9,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 4,
-    },
+    "tiny-se": {**_WIDE, "num_hidden_layers": 7},
+    "tiny-xl": {**_WIDE, "num_hidden_layers": 24},
 }
 
 
@@ -57,6 +51,7 @@ class Settings:
     out: Path
     size: str = "tiny-wc"
     tokenizer: Path | None = None
+    grow_from: Path | None = None
     minutes: float = 75.0
     workers: int = 2
     seed: int = 1
@@ -128,6 +123,32 @@ def bucketed(rows: list[Row], tokens: int, rng: Random) -> list[list[Row]]:
     return batches
 
 
+def grow(old: TinyLlama, model: TinyLlama) -> None:
+    """Give the deeper ``model`` the function of ``old``, which has the same width.
+
+    The old layers are spread evenly; each new one copies the old layer below it, with output matrices of zero.
+
+    Raises:
+        ValueError: the two differ in more than depth, or ``model`` is not deeper.
+    """
+    if replace(old.config, num_hidden_layers=model.config.num_hidden_layers) != model.config:
+        raise ValueError(
+            f"can't grow: the models differ in more than depth ({old.config} and {model.config})"
+        )
+    if len(model.layers) <= len(old.layers):
+        raise ValueError(f"can't grow {len(old.layers)} layers to {len(model.layers)}")
+    above = -1
+    for index, layer in enumerate(model.layers):
+        below = index * len(old.layers) // len(model.layers)
+        layer.load_state_dict(old.layers[below].state_dict())
+        if below == above:
+            nn.init.zeros_(layer.self_attn["o_proj"].weight)
+            nn.init.zeros_(layer.mlp["down_proj"].weight)
+        above = below
+    model.embed_tokens.load_state_dict(old.embed_tokens.state_dict())
+    model.norm.load_state_dict(old.norm.state_dict())
+
+
 class Clock:
     """Progress by wall-clock time, shared by all workers through a common start."""
 
@@ -166,6 +187,8 @@ class Trainer:
 
     def _resume(self) -> float:
         if not (self._state / "state.json").exists():
+            if self.s.grow_from:
+                grow(load_weights(self.s.grow_from), self.model)
             return 0.0
         self.model.load_state_dict(load_file(self._state / "weights.safetensors"))
         return json.loads((self._state / "state.json").read_text())["elapsed"]
@@ -183,7 +206,8 @@ class Trainer:
     def batches(self) -> Iterator[list[Row]]:
         """Fresh micro-batches without end."""
         while True:
-            rows = encode_examples(self.tokenizer, self.rng, mixture(self.clock.progress), 1024)
+            progress = 1.0 if self.s.grow_from else self.clock.progress  # a grown model has had its drills
+            rows = encode_examples(self.tokenizer, self.rng, mixture(progress), 1024)
             yield from bucketed(rows, self.s.micro_tokens, self.rng)
 
     def step(self, batches: Iterator[list[Row]]) -> None:
@@ -197,7 +221,7 @@ class Trainer:
             self.loss_sum += loss.item()
             self.tokens += inputs.numel()
         self.loss_count += count
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         scale = learning_rate(self.clock.progress, self.s.warmup)
         for optimizer, peak in zip(self.optimizers, (self.s.muon_lr, self.s.adam_lr), strict=True):
             optimizer.param_groups[0]["lr"] = peak * scale
@@ -207,9 +231,9 @@ class Trainer:
     @torch.no_grad()
     def average(self) -> None:
         """Replace every worker's weights by their mean."""
-        flat = torch.nn.utils.parameters_to_vector(self.model.parameters())
+        flat = nn.utils.parameters_to_vector(self.model.parameters())
         dist.all_reduce(flat)
-        torch.nn.utils.vector_to_parameters(flat / self.s.workers, self.model.parameters())
+        nn.utils.vector_to_parameters(flat / self.s.workers, self.model.parameters())
 
     def _total(self, *values: float) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64)
@@ -305,6 +329,7 @@ def main() -> None:
     parser.add_argument(
         "--tokenizer", type=Path, help="folder whose tokenizer to use; by default one is learned"
     )
+    parser.add_argument("--grow-from", type=Path, help="folder of a shallower model of the same width")
     for name in ("minutes", "workers", "seed", "muon_lr", "adam_lr", "eval_minutes", "micro_batches"):
         default = getattr(Settings, name)
         parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
