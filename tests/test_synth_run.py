@@ -38,9 +38,16 @@ def test_two_hundred_kills_and_a_hundred_thousand_crash_points_lose_and_double_n
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(
-        r"(\d+) kills in (\d+) runs .(\d+) left a torn record., (\d+) crash points: 0 faults", done.stdout
+        r"(\d+) kills in (\d+) runs .(\d+) left a torn record, (\d+) an unsealed file., (\d+) crash points: 0 faults",
+        done.stdout,
     )
-    assert found and int(found[1]) == 200 and int(found[3]) > 0 and int(found[4]) >= 100_000
+    assert (
+        found
+        and int(found[1]) == 200
+        and int(found[3]) > 0
+        and int(found[4]) > 0
+        and int(found[5]) >= 100_000
+    )
 
 
 def test_the_lab_notices_a_doubled_and_a_lost_record(tmp_path: Path) -> None:

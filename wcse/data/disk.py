@@ -43,6 +43,24 @@ class Disk:
             os.close(fd)
 
 
+def clear_unfinished(directory: Path) -> None:
+    """Remove what killed processes of this machine left of ``atomic_file``."""
+    for path in directory.glob(".*.tmp"):
+        owner = path.name.split(".")[-2]
+        if owner.isdecimal() and not _lives(int(owner)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
 @contextmanager
 def atomic_file(path: Path, *, disk: Disk | None = None, sync_name: bool = True) -> Iterator[BinaryIO]:
     """A binary file to fill; on leaving, ``path`` holds all of it, or after any failure its old content.

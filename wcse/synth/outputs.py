@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wcse.data.disk import Disk, atomic_file
+from wcse.data.disk import Disk, atomic_file, clear_unfinished
 from wcse.data.journal import read_bodies
 from wcse.synth.card import card
 from wcse.synth.cost import Size, price_of
@@ -72,7 +72,8 @@ def write_synth(
     judged: Labels | None = None,
     bad_rows: Sequence[str] = (),
 ) -> Derived:
-    """Derive all outputs from the journal in ``directory`` and put them beside it.
+    """Derive all outputs from the journal in ``directory`` and put them beside it. One process at a time: hold the
+    journal open.
 
     Args:
         evaluation: problems that must not leak into the data.
@@ -123,6 +124,7 @@ class _Writer:
         self._measures = Measures(recipe.order, judges, people)
         data = folder / DATA
         data.mkdir(exist_ok=True)
+        clear_unfinished(data)
         self._shards = {
             name: Shards(data, name, FORMATS[name].schema, recipe.rows_per_shard) for name in recipe.export
         }

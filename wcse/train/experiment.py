@@ -66,7 +66,9 @@ class PaperConfig(Options):
 
     out: str = runtime_only(..., "directory of the experiment", min_length=1)
     threads: int | None = runtime_only(None, "CPU threads of a worker; none shares the cores out", ge=1)
-    seeds: int = runtime_only(3, "training runs of each cell; the same directory takes more of them later", ge=1)
+    seeds: int = runtime_only(
+        3, "training runs of each cell; the same directory takes more of them later", ge=1
+    )
     workers: int = runtime_only(1, "processes that sample and train at the same time", ge=1, le=256)
 
     @field_validator("budgets", "steps")
