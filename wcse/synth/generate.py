@@ -5,6 +5,7 @@ All samples of a unit share one reading of the prompt. One sampler's models are 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -105,8 +106,10 @@ class LocalExecutor:
     def models(self, sampler: str, recipe: Recipe, *, fresh: bool = False) -> Models:
         """The sampler's models; ``fresh`` drops an engine that an error has left in the middle of work."""
         if fresh or self._models is None or self._sampler != sampler:
+            gc.unfreeze()
             self._models = None  # free the memory first
             self._models = Models.load(recipe)
+            gc.freeze()  # the collector would look through all that is loaded again and again
             self._sampler = sampler
         return self._models
 
