@@ -24,6 +24,7 @@ from wcse.problems import load_problems
 from wcse.synth import work
 from wcse.synth.outputs import write_synth
 from wcse.synth.recipe import EXPORTS, SynthRecipe
+from wcse.synth.record import Unit
 from wcse.synth.run import synthesize
 
 PROBLEMS, SAMPLES = 100, 256
@@ -98,3 +99,25 @@ def test_share_of_a_run(benchmark: Any, tmp_path: Path, monkeypatch: pytest.Monk
         shares = {name: seconds / total for name, seconds in spent.items()}
         benchmark.extra_info.update(shares)
         print({name: f"{share:.2%}" for name, share in shares.items()})
+
+
+@pytest.mark.parametrize("ray", [None, "local"], ids=["processes", "ray"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rate_of_workers(benchmark: Any, workers: int, ray: str | None) -> None:
+    """Samples a second of workers with one thread each, after they have loaded and done a first batch."""
+    if not benchmark.enabled:
+        pytest.skip("a rate: nothing to check without a clock")
+    pytest.importorskip("reasoning_gym")
+    if ray:
+        pytest.importorskip("ray", minversion="2")
+    spec, n = "gsm_symbolic:size=100,seed=1000000", 32
+    sampler = {"model": "tiny-wc", "max_tokens": 256}
+    given = {"problems": spec, "samplers": {"wc": sampler}, "n": n}
+    recipe = SynthRecipe.parse(given | {"workers": workers, "threads": 1, "ray": ray})
+    problems = load_problems(spec)
+    with work.executor_of(recipe) as executor:
+        executor.run([(Unit("wc", 1, problem.id, 1), problem) for problem in problems], lambda _: None)
+        tasks = [(Unit("wc", 0, problem.id, n), problem) for problem in problems]
+        benchmark.pedantic(executor.run, args=(tasks, lambda _: None), rounds=1)
+    benchmark.extra_info["samples_per_second"] = len(tasks) * n / benchmark.stats["mean"]
+    print(f"{workers} workers: {benchmark.extra_info['samples_per_second']:.0f} samples/s")
