@@ -24,7 +24,7 @@ from timing import alternate
 from transformers import AutoTokenizer, LlamaConfig, LlamaForTokenClassification
 
 from wcse import zoo
-from wcse.engine.engine import Root
+from wcse.engine.growth import Root
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.kernels import ops
 from wcse.reward.head import Head

@@ -71,7 +71,7 @@ class Live:
             engine = self.service.engine
             engine.reclaim()
             engine.runner.tree.check()
-            assert not engine.rows and not engine._filling
+            assert not engine.rows and not engine.schedule.listeners
             return dict(engine.runner.tree.stats())
 
         return dict(self.on_engine(stats))

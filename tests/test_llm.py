@@ -370,7 +370,7 @@ def test_aborts_free_every_page_and_disturb_nobody(
     del survivor
     llm.engine.reclaim()
     assert pages_free(llm) == 60
-    assert not llm.engine._filling and not llm.engine.rows
+    assert not llm.engine.schedule.listeners and not llm.engine.rows
 
 
 def test_tenants_share_nothing(model: LoadedModel) -> None:

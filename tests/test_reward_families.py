@@ -15,7 +15,7 @@ import tiny_models
 from prm_models import CASES, FullText
 from transformers import AutoTokenizer
 
-from wcse.engine.engine import Root
+from wcse.engine.growth import Root
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.runner import Runner
 from wcse.reward.check import SAMPLE, check

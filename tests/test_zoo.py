@@ -189,13 +189,14 @@ def test_tokenizer_keeps_digits_separators_and_every_text() -> None:
     assert not tokenizer.apply_chat_template(messages, tokenize=False).endswith("<|assistant|>")
 
 
-def test_the_policy_solves_some_fresh_problems_step_by_step(corpus: Any) -> None:
+@pytest.mark.parametrize(("name", "least"), [("tiny-wc", 6), ("tiny-se", 12)])
+def test_the_policy_solves_some_fresh_problems_step_by_step(corpus: Any, name: str, least: int) -> None:
     from wcse.zoo.sample import is_correct, solve
 
-    folder = zoo.path("tiny-wc")
+    folder = zoo.path(name)
     problems = corpus.evaluation_problems("gsm_symbolic", 24, corpus.EVAL_SEED + 900_000)
     texts = solve(load_weights(folder), load_tokenizer(folder), [q for q, _ in problems])
-    assert sum(is_correct(text, answer) for text, (_, answer) in zip(texts, problems, strict=True)) >= 6
+    assert sum(is_correct(text, answer) for text, (_, answer) in zip(texts, problems, strict=True)) >= least
     assert sum(corpus.SEPARATOR in text and "\\boxed{" in text for text in texts) >= 20
 
 

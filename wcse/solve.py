@@ -19,10 +19,11 @@ from wcse.data.fingerprint import fingerprint_models, fingerprint_path
 from wcse.data.grading import Graded, classify
 from wcse.data.record import NodeRecord, SolveRecord
 from wcse.engine.driver import Driver, Job, Outcome, Scorer
-from wcse.engine.engine import FILL_TOKENS, Engine
+from wcse.engine.engine import Engine
 from wcse.engine.fit import Fit, footprint, plan_memory
 from wcse.engine.memory import KV_GIB, Memory
 from wcse.engine.params import SamplingParams, StepRule
+from wcse.engine.schedule import FILL_TOKENS
 from wcse.flops import ModelCost
 from wcse.models.load import (
     LoadedModel,

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from wcse.budget import Account as Charges
-from wcse.engine.engine import Account, Engine, Growth, Root
+from wcse.engine.engine import Engine
+from wcse.engine.growth import Account, Growth, Root
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
 from wcse.ledger import Ledger

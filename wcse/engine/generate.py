@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from wcse.engine.engine import Engine, Growth, Root
+from wcse.engine.engine import Engine
+from wcse.engine.growth import Growth, Root
 from wcse.engine.outputs import CompletionOutput, Draft, RequestOutput, Vocabulary
 from wcse.engine.params import WHOLE, FieldError, SamplingParams
 from wcse.engine.reader import Reader, Reading

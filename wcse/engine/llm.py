@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from wcse.engine.engine import FILL_TOKENS, Engine
+from wcse.engine.engine import Engine
 from wcse.engine.fit import footprint, plan_memory
 from wcse.engine.generate import Backend, Generation, Prompt
 from wcse.engine.memory import KV_GIB, Memory
@@ -29,6 +29,7 @@ from wcse.engine.outputs import (
 from wcse.engine.params import SamplingParams
 from wcse.engine.pooling import POOLING_TASKS, pool, similarity
 from wcse.engine.reader import Reading
+from wcse.engine.schedule import FILL_TOKENS
 from wcse.models.decoder import Decoder
 from wcse.models.load import LoadedModel, load_model, read_config
 from wcse.models.weights import Weights, canonical_names

@@ -16,7 +16,8 @@ from wcse.engine.machines import Machines
 from wcse.engine.runner import pages
 
 if TYPE_CHECKING:
-    from wcse.engine.engine import Engine, Row
+    from wcse.engine.engine import Engine
+    from wcse.engine.growth import Row
 
 
 class Rounds:

@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from wcse.engine.driver import Done
-from wcse.engine.engine import Account, Engine, Growth, Root
+from wcse.engine.engine import Engine
+from wcse.engine.growth import Account, Growth, Root
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
 from wcse.reward.head import Head

@@ -14,7 +14,8 @@ from weakref import WeakKeyDictionary, finalize
 import torch
 
 from wcse.engine.driver import Done
-from wcse.engine.engine import Account, Engine, Root
+from wcse.engine.engine import Engine
+from wcse.engine.growth import Account, Root
 from wcse.engine.runner import KVMemoryError, Runner, Span
 from wcse.flops import ModelCost
 from wcse.kernels.copies import join_rows

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from wcse.engine.engine import Root
+from wcse.engine.growth import Root
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.reward.generative import GenerativePRM
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 
 from wcse.engine.driver import Done
-from wcse.engine.engine import Account, Engine, Root
+from wcse.engine.engine import Engine
+from wcse.engine.growth import Account, Root
 from wcse.flops import ModelCost
 from wcse.reward.scorer import blank
 from wcse.types import Node, WcseError

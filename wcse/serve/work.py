@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from wcse.engine.driver import Job, Outcome
-from wcse.engine.engine import Root
 from wcse.engine.generate import Generation, Prompt
+from wcse.engine.growth import Root
 from wcse.engine.outputs import Draft, Logprob, RequestOutput
 from wcse.engine.params import FieldError, SamplingParams
 from wcse.engine.reader import Reading

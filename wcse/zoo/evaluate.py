@@ -10,7 +10,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from wcse import LLM, SamplingParams
+from wcse.metrics import pass_at_k, wilson
 
 from .corpus import (
     HELD_OUT_TEMPLATES,
@@ -19,9 +20,7 @@ from .corpus import (
     template_problems,
     training_templates,
 )
-from .sample import is_correct, pass_at_k, solve, wilson
-from .tiny_llama import load_weights
-from .tokenizer import load_tokenizer
+from .sample import is_correct
 
 HEADER = "| problems | n | greedy | pass@1 | pass@{k} |\n| --- | --- | --- | --- | --- |"
 
@@ -35,23 +34,24 @@ def problem_sets(count: int) -> dict[str, list[tuple[str, str]]]:
 
 
 def measure(
-    folder: Path, problems: Sequence[tuple[str, str]], samples: int, temperature: float
+    llm: LLM, problems: Sequence[tuple[str, str]], samples: int, temperature: float
 ) -> dict[str, float]:
     """Greedy accuracy, pass@1 and pass@samples."""
-    model, tokenizer = load_weights(folder), load_tokenizer(folder)
-    questions, answers = [q for q, _ in problems], [a for _, a in problems]
-    greedy = solve(model, tokenizer, questions)
-    repeated = [q for q in questions for _ in range(samples)]
-    texts = solve(model, tokenizer, repeated, temperature=temperature, batch=192)
-    right = [
-        sum(is_correct(text, answer) for text in texts[i * samples : (i + 1) * samples])
-        for i, answer in enumerate(answers)
-    ]
-    n = len(problems)
+    chats = [[{"role": "user", "content": question}] for question, _ in problems]
+    one, many = (
+        [
+            sum(is_correct(choice.text, answer) for choice in output.outputs)
+            for output, (_, answer) in zip(llm.chat(chats, params, use_tqdm=False), problems, strict=True)
+        ]
+        for params in (
+            SamplingParams(temperature=0.0, max_tokens=256),
+            SamplingParams(n=samples, temperature=temperature, max_tokens=256),
+        )
+    )
     return {
-        "greedy": sum(is_correct(t, a) for t, a in zip(greedy, answers, strict=True)) / n,
-        "pass@1": sum(right) / (n * samples),
-        "pass@k": sum(pass_at_k(r, samples, samples) for r in right) / n,
+        "greedy": sum(one) / len(problems),
+        "pass@1": sum(many) / (len(problems) * samples),
+        "pass@k": sum(pass_at_k(samples, right, samples) for right in many) / len(problems),
     }
 
 
@@ -67,12 +67,11 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--temperature", type=float, default=0.8)
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    llm = LLM(str(args.folder), seed=0)
     print(HEADER.format(k=args.samples), flush=True)
     for name, problems in problem_sets(args.problems).items():
-        scores = measure(args.folder, problems, args.samples, args.temperature)
+        scores = measure(llm, problems, args.samples, args.temperature)
         cells = " | ".join(_cell(share, len(problems)) for share in scores.values())
         print(f"| {name} | {len(problems)} | {cells} |", flush=True)
 

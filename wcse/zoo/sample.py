@@ -1,10 +1,9 @@
-"""Batched sampling and pass@k for the embedded models, without any engine."""
+"""Batched greedy decoding of a model in training, in plain torch: no engine, no search."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from math import comb, sqrt
 
 import torch
 from tokenizers import Tokenizer
@@ -52,18 +51,13 @@ def generate(
     end: int,
     pad: int,
     max_new: int = 256,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
 ) -> list[list[int]]:
     """Continue every prompt until ``end`` (which is not returned) or ``max_new`` tokens."""
     rows = _Rows(prompts, pad)
     out: list[list[int]] = [[] for _ in prompts]
     for _ in range(max_new):
         logits = rows.extend(model)
-        if temperature > 0:
-            token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(1)
-        else:
-            token = logits.argmax(-1)
+        token = logits.argmax(-1)
         rows.ids = torch.cat([rows.ids, token[:, None]], dim=1)
         alive = token != end
         for i, t, a in zip(rows.index.tolist(), token.tolist(), alive.tolist(), strict=True):
@@ -87,15 +81,12 @@ def solve(
     tokenizer: Tokenizer,
     questions: Sequence[str],
     *,
-    temperature: float = 0.0,
-    seed: int = 0,
     batch: int = 96,
     max_new: int = 256,
 ) -> list[str]:
-    """One solution text per question, sampled in batches of similar length."""
+    """One solution text per question, decoded in batches of similar length."""
     prompts = [e.ids for e in tokenizer.encode_batch([prompt_text(q) for q in questions])]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    generator = torch.Generator().manual_seed(seed)
     end, pad = token_id(tokenizer, END), token_id(tokenizer, PAD)
     texts = [""] * len(prompts)
     for start in range(0, len(order), batch):
@@ -106,8 +97,6 @@ def solve(
             end=end,
             pad=pad,
             max_new=max_new,
-            temperature=temperature,
-            generator=generator,
         )
         for i, text in zip(chunk, tokenizer.decode_batch(ids), strict=True):
             texts[i] = text
@@ -117,15 +106,3 @@ def solve(
 def is_correct(text: str, answer: str) -> bool:
     """Whether the boxed number equals the reference."""
     return boxed(text) == float(answer)
-
-
-def pass_at_k(correct: int, samples: int, k: int) -> float:
-    """The unbiased estimate of the chance that one of ``k`` samples is right."""
-    return 1.0 - comb(samples - correct, k) / comb(samples, k)
-
-
-def wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a proportion."""
-    p = successes / n
-    centre, spread = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
