@@ -155,7 +155,14 @@ void bind_plan(py::module_& m) {
         .def_property_readonly("pages", array_of(&Plan::pages))
         .def_property_readonly("nodes", [](const Plan& plan) -> const PlanNodes& { return plan.nodes; },
                                py::return_value_policy::reference_internal)
-        .def_property_readonly("n_rows", &Plan::n_rows);
+        .def_property_readonly("n_rows", &Plan::n_rows)
+        .def(
+            "advance",
+            [](Plan& plan, const py::object& slots) {
+                const Ints next = int32_array(slots, "slots");
+                wcse::advance_plan(plan, next.data(), size_of(next));
+            },
+            py::arg("slots"));
     m.def("plan", &make_plan, py::arg("tree"), py::arg("nodes"), py::arg("n_new"));
 }
 

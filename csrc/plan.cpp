@@ -56,6 +56,7 @@ Plan make_plan(const KVTree& tree, const int32_t* nodes, const int32_t* n_new, s
     const Branches branches = collect(tree, nodes, n_new, segments);
     Plan plan;
     plan.row_start.resize(segments);
+    plan.own.resize(segments);
     plan.order.reserve(segments);
 
     struct Open {
@@ -81,6 +82,7 @@ Plan make_plan(const KVTree& tree, const int32_t* nodes, const int32_t* n_new, s
         if (segment == kNone) return;
         plan.order.push_back(segment);
         plan.row_start[static_cast<size_t>(segment)] = row;
+        plan.own[static_cast<size_t>(segment)] = path.back().planned;
         for (int32_t position = depth - own; position < depth; position++) plan.positions.push_back(position);
     };
 
@@ -97,6 +99,33 @@ Plan make_plan(const KVTree& tree, const int32_t* nodes, const int32_t* n_new, s
         next = branches.next_sibling[static_cast<size_t>(done.branch)];
     }
     return plan;
+}
+
+void advance_plan(Plan& plan, const int32_t* slots, size_t segments) {
+    PlanNodes& nodes = plan.nodes;
+    if (segments != plan.own.size())
+        throw std::invalid_argument("plan: " + std::to_string(segments) + " slots for " +
+                                    std::to_string(plan.own.size()) + " segments");
+    for (size_t s = 0; s < segments; s++) {
+        const size_t x = static_cast<size_t>(plan.own[s]);
+        const int32_t length = nodes.length[x];
+        if (nodes.hi[x] - nodes.lo[x] != 1 || nodes.seen[x] != length) refuse(s, "it is not one row of a leaf");
+        if (slots[s] < 0 || slots[s] % kPageTokens != length % kPageTokens)
+            refuse(s, "slot " + std::to_string(slots[s]) + " does not follow " + std::to_string(length) + " tokens");
+    }
+    for (size_t s = 0; s < segments; s++) {
+        const size_t x = static_cast<size_t>(plan.own[s]);
+        if (slots[s] % kPageTokens == 0) {
+            const size_t begin = static_cast<size_t>(nodes.page_begin[x]), end = static_cast<size_t>(nodes.page_end[x]);
+            nodes.page_begin[x] = static_cast<int32_t>(plan.pages.size());
+            for (size_t i = begin; i < end; i++) plan.pages.push_back(int32_t{plan.pages[i]});
+            plan.pages.push_back(slots[s] / kPageTokens);
+            nodes.page_end[x] = static_cast<int32_t>(plan.pages.size());
+        }
+        nodes.length[x]++;
+        nodes.seen[x]++;
+        plan.positions[static_cast<size_t>(nodes.lo[x])]++;
+    }
 }
 
 }  // namespace wcse

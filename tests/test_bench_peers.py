@@ -14,7 +14,7 @@ from bench.peers import report
 from bench.peers.__main__ import main
 from bench.peers.driver import Campaign, Model, Seat, Task, Turn
 from bench.peers.floor import Floor
-from bench.peers.plan import Block, read_plan
+from bench.peers.plan import Block, of_sizes, read_plan
 from bench.peers.process import SideError, SideProcess
 from bench.peers.registry import RECIPES, Entry, Recipe, entry_named
 from bench.peers.workloads import Cell, Prompts, Shape, request
@@ -219,6 +219,7 @@ def test_prompts_differ_and_have_their_length() -> None:
 def test_names_of_sides() -> None:
     assert entry_named("llama.cpp") == Entry(RECIPES["llama.cpp"], "q8_0")
     assert entry_named("vllm:bfloat16").label == "vllm:bfloat16"
+    assert entry_named("vllm:float32-block32").precision == "float32-block32"
     with pytest.raises(ValueError, match="unknown; known sides: wcse, transformers, vllm"):
         entry_named("sglang")
     with pytest.raises(ValueError, match="transformers offers float32, bfloat16"):
@@ -263,6 +264,14 @@ def test_our_side_writes_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyP
         again["turns"] == whole["turns"] and len(again["sessions"]) == 2 and again["peaks"] == whole["peaks"]
     )
     assert main([*options.replace("--steps 3", "--steps 2").split(), str(tmp_path)]) == 2
+
+
+def test_sizes_of_a_plan() -> None:
+    blocks = [Block("m", ("wcse",), "a", (1, 64)), Block("m", ("wcse",), "b", (16,))]
+    assert of_sizes(blocks, None) == blocks
+    assert of_sizes(blocks, [64, 256]) == [Block("m", ("wcse",), "a", (64,))]
+    with pytest.raises(ValueError, match=r"n=\[2\]: the plan has \[1, 16, 64\]"):
+        of_sizes(blocks, [2])
 
 
 def test_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,31 @@ def test_greedy_equals_transformers(folder: Path) -> None:
         assert written.logprobs is not None
         found = [top[token].logprob for token, top in zip(written.token_ids, written.logprobs, strict=True)]
         assert found == pytest.approx(logprobs.tolist(), abs=1e-4)
+
+
+def calls_of_a_step(model: LoadedModel, rows: int) -> int:
+    """Calls that Python makes in a step in which no row comes or goes."""
+    engine = Engine(model, max_rows=rows)
+    driver = Driver(engine, None, params=SamplingParams(ignore_eos=True, max_tokens=40), rule=StepRule("", 0))
+    driver.submit(Job("p", model.tokenizer.encode("Anna"), "Anna", whole(rows), seed=3))  # type: ignore[arg-type]
+    for _ in range(8):
+        engine.step()
+    assert len(engine.rows) == rows
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    engine.step()
+    sys.setprofile(None)
+    assert len(engine.rows) == rows
+    return calls
+
+
+def test_python_does_nothing_for_each_row(model: LoadedModel) -> None:
+    assert calls_of_a_step(model, 40) == calls_of_a_step(model, 3)
 
 
 @pytest.mark.parametrize("max_rows", [1, 5])

@@ -61,7 +61,10 @@ def seen_slots(made: Plan) -> list[dict[int, list[int]]]:
 
 
 def assert_right(tree: KVTree, nodes: list[int], n_new: list[int]) -> Plan:
-    made = plan(tree, nodes, n_new)
+    return assert_shows(plan(tree, nodes, n_new), tree, nodes, n_new)
+
+
+def assert_shows(made: Plan, tree: KVTree, nodes: list[int], n_new: list[int]) -> Plan:
     rows = naive_rows(tree, nodes, n_new)
     assert made.n_rows == len(rows)
     assert made.positions.tolist() == [row.position for row in rows]
@@ -236,3 +239,35 @@ def test_random_trees(spans: list[tuple[int, int]], wanted: list[tuple[int, int]
     filled = [node for node in nodes if tree.length(node) > 0]
     segments = {filled[pick % len(filled)]: count for pick, count in wanted} if filled else {}
     assert_right(tree, list(segments), [min(count, tree.length(node)) for node, count in segments.items()])
+
+
+def test_a_plan_goes_on_with_its_rows() -> None:
+    tree = KVTree(64)
+    prompt = child(tree, 0, 21)
+    step = child(tree, prompt, 16)
+    leaves = [
+        child(tree, above, length) for above, length in ((prompt, 1), (step, 15), (step, 16), (prompt, 3))
+    ]
+    made = assert_right(tree, leaves, [1] * 4)
+    for token in range(40):
+        made.advance(tree.extend_rows(leaves, [token] * 4))
+        assert_shows(made, tree, leaves, [1] * 4)
+
+
+def test_a_plan_goes_on_with_single_leaves_only() -> None:
+    tree = KVTree(16)
+    prompt = child(tree, 0, 5)
+    leaves = [child(tree, prompt, 3), child(tree, prompt, 1)]
+    wide = plan(tree, leaves, [2, 1])
+    above = plan(tree, [prompt, *leaves], [1, 1, 1])
+    slots = tree.extend_rows(leaves, [7, 7])
+    with pytest.raises(ValueError, match="segment 0: it is not one row of a leaf"):
+        wide.advance(slots)
+    with pytest.raises(ValueError, match="segment 0: it is not one row of a leaf"):
+        above.advance([5, *slots])
+    single = plan(tree, leaves, [1, 1])
+    with pytest.raises(ValueError, match=r"segment 0: slot .* does not follow 4 tokens"):
+        single.advance(slots)  # those of the step before
+    with pytest.raises(ValueError, match="1 slots for 2 segments"):
+        single.advance(slots[:1])
+    assert_shows(single, tree, leaves, [1, 1])

@@ -161,6 +161,12 @@ class Plan:
     def pages(self) -> Int32: ...
     @property
     def nodes(self) -> PlanNodes: ...
+    def advance(self, slots: Integers) -> None:
+        """Go on by a token: every segment is the last token of a leaf, and its next one lies in ``slots[s]``.
+
+        Raises:
+            ValueError: it is not, or a slot does not follow the tokens before it; nothing was changed.
+        """
 
 def plan(tree: KVTree, nodes: Integers, n_new: Integers) -> Plan:
     """Plan a pass over segments: the last ``n_new[s]`` >= 1 tokens of each of the distinct ``nodes[s]``."""

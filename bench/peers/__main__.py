@@ -21,7 +21,7 @@ from wcse.types import WcseError
 
 from ..models import find_smollm2
 from .driver import Campaign, Model, Seat, Task, cpu_count, memory_available
-from .plan import Block, block_of, read_plan
+from .plan import Block, block_of, of_sizes, read_plan
 from .record import Record
 from .registry import HERE, RECIPES, entry_named
 from .workloads import Prompts, Shape
@@ -63,13 +63,15 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     sides = "; ".join(f"{r.name} ({', '.join(r.precisions)})" for r in RECIPES.values())
     parser.add_argument(
-        "--plan", type=Path, help="TOML file of blocks, instead of the five options that follow"
+        "--plan", type=Path, help="TOML file of blocks, instead of --sides, --workloads, --rounds and --limit"
     )
     parser.add_argument(
         "--sides", default=DEFAULT_SIDES, help=f"name or name:precision, comma-separated: {sides}"
     )
     parser.add_argument("--workloads", default="abc", help="letters: a, b, c, s (default abc)")
-    parser.add_argument("--n", type=_numbers, default=[1, 16, 64, 256], help="completions or beams")
+    parser.add_argument(
+        "--n", type=_numbers, help="completions or beams (default 1,16,64,256); of a plan these sizes alone"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that one item may take")
     parser.add_argument(
@@ -96,10 +98,11 @@ def _numbers(text: str) -> list[int]:
 
 def _blocks(options: argparse.Namespace) -> list[Block]:
     if options.plan is not None:
-        return read_plan(options.plan)
+        return of_sizes(read_plan(options.plan), options.n)
     sides = options.sides.split(",")
     names = [_named(given)[0] for given in options.model] or [SMOLLM2]
-    given = {name: getattr(options, name) for name in ("workloads", "n", "rounds", "limit")}
+    given = {name: getattr(options, name) for name in ("workloads", "rounds", "limit")}
+    given["n"] = options.n or [1, 16, 64, 256]
     return [block_of({"model": name, "sides": sides, **given}) for name in names]
 
 

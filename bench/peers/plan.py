@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +89,19 @@ def read_plan(path: Path) -> list[Block]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"plan {path}, block {number}: {error}") from None
     return blocks
+
+
+def of_sizes(blocks: Sequence[Block], sizes: Sequence[int] | None) -> list[Block]:
+    """The blocks with these sizes alone; None: as they are.
+
+    Raises:
+        ValueError: no block has any of them.
+    """
+    if sizes is None:
+        return list(blocks)
+    cut = [replace(block, n=tuple(n for n in block.n if n in sizes)) for block in blocks]
+    kept = [block for block in cut if block.n]
+    if not kept:
+        there = sorted({n for block in blocks for n in block.n})
+        raise ValueError(f"n={list(sizes)}: the plan has {there}; give some of these")
+    return kept

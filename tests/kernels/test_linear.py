@@ -40,6 +40,17 @@ def test_optional_operands(bias: bool, residual: bool) -> None:
         assert_as_good_as_torch(got, exact, single, factor=6)
 
 
+def test_a_result_in_given_memory() -> None:
+    x, packed, memory = torch.randn(3, 8), ops.pack_linear(torch.randn(70, 8)), torch.full((5, 70), 7.0)
+    got = ops.linear(x, packed, out=memory[:3])
+    assert got.data_ptr() == memory.data_ptr() and torch.equal(got, ops.linear(x, packed))
+    assert (memory[3:] == 7).all()
+    with pytest.raises(WcseError, match=r"out has shape \(5, 70\); expected \(3, 70\)"):
+        ops.linear(x, packed, out=memory)
+    with pytest.raises(WcseError, match="out: only the native kernel"):
+        ops.linear(x, packed, out=memory[:3], backend="torch")
+
+
 @pytest.mark.parametrize("shape", [(64, 8), (100, 192), (1200, 130), (48, 1100)], ids=str)
 def test_a_row_does_not_depend_on_its_batch(shape: tuple[int, int]) -> None:
     n, k = shape

@@ -5,14 +5,13 @@ Log-probabilities are always of the raw logits. Knows rows of numbers, nothing o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wcse.engine.params import SamplingParams
 from wcse.engine.rules import Guide
 from wcse.kernels import ops
 from wcse.kernels.copies import take_rows
@@ -23,78 +22,77 @@ Top = dict[int, tuple[float, int]]
 """Token id -> (log-probability, rank); the written token first, then the most likely ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """What one row wants: parameters, the key and counter of its random number, and its rules."""
+@dataclass(slots=True)
+class Draws:
+    """What each of D rows wants: how it draws, its random number, its rules."""
 
-    params: SamplingParams
-    temperature: float
-    key: int
-    counter: int
-    guide: Guide | None
-    tops: bool  # somebody listens to the likeliest tokens
+    temperature: Tensor  # float32 [D]
+    top_k: Tensor  # int32 [D]
+    top_p: Tensor  # float32 [D]
+    min_p: Tensor  # float32 [D]
+    keys: Tensor  # int64 [D], of the random number
+    counters: Tensor  # int32 [D], of the random number
+    guides: Mapping[int, Guide]  # of the rows that have rules, in rising order
+    likeliest: Mapping[int, int]  # of the rows that want likely tokens, how many (-1: all)
+
+    @property
+    def numbers(self) -> tuple[Tensor, ...]:
+        """What ``ops.sample`` takes after the logits and their rows."""
+        return (self.temperature, self.top_k, self.top_p, self.min_p, self.keys, self.counters)
 
 
 def draw(
-    logits: Tensor, index: Sequence[int], draws: Sequence[Draw], *, backend: ops.Backend = "auto"
-) -> tuple[np.ndarray, list[float], dict[int, Top]]:
-    """Draw ``draws[j]`` from ``logits[index[j]]``.
+    logits: Tensor, index: np.ndarray, draws: Draws, *, backend: ops.Backend = "auto"
+) -> tuple[np.ndarray, np.ndarray, dict[int, Top]]:
+    """Draw row j from ``logits[index[j]]``.
 
     Args:
         logits: float32 [R, vocabulary]; not changed.
+        index: int32 [D].
 
     Returns:
-        Tokens int32 [len(draws)] (-1 where the logits are broken or nothing is allowed), their
-        log-probabilities, and by number of the draw what ``params.logprobs`` asked for.
+        Tokens int32 [D] (-1 where the logits are broken or nothing is allowed), their log-probabilities float32
+        [D], and by row what it wants of ``likeliest``.
     """
-    at = np.asarray(index, dtype=np.int32)
-    plain = [j for j, d in enumerate(draws) if d.guide is None]
-    ruled = [j for j, d in enumerate(draws) if d.guide is not None]
-    if not ruled:
-        tokens, logprobs = _sample(logits, at, draws, backend)
-    else:
-        tokens, logprobs = np.empty(len(draws), np.int32), np.empty(len(draws), np.float32)
-        if plain:
-            tokens[plain], logprobs[plain] = _sample(logits, at[plain], [draws[j] for j in plain], backend)
-        changed = take_rows(logits, at[ruled]).cpu()  # rules are numpy
-        raw = changed.clone()
-        for row, j in zip(changed.numpy(), ruled, strict=True):
-            guide = draws[j].guide
-            assert guide is not None
-            guide.apply(row)
-        order = np.arange(len(ruled), dtype=np.int32)
-        found, _ = _sample(changed, order, [draws[j] for j in ruled], "auto")
-        tokens[ruled] = found
-        true = ops.token_logprobs(raw, torch.from_numpy(np.maximum(found, 0))).numpy()
-        logprobs[ruled] = np.where(found < 0, np.nan, true)
-    return tokens, logprobs.tolist(), _tops(logits, at, tokens, draws)
+    if not draws.guides:
+        tokens, logprobs = _sample(logits, index, draws.numbers, backend)
+        return tokens, logprobs, _tops(logits, index, tokens, draws)
+    tokens, logprobs = np.empty(len(index), np.int32), np.empty(len(index), np.float32)
+    ruled = np.fromiter(draws.guides, np.int64, len(draws.guides))
+    plain = np.setdiff1d(np.arange(len(index)), ruled)
+    if len(plain):
+        asked = tuple(take_rows(part, plain) for part in draws.numbers)
+        tokens[plain], logprobs[plain] = _sample(logits, index[plain], asked, backend)
+    changed = take_rows(logits, index[ruled]).cpu()  # rules are numpy
+    raw = changed.clone()
+    for row, guide in zip(changed.numpy(), draws.guides.values(), strict=True):
+        guide.apply(row)
+    asked = tuple(take_rows(part, ruled) for part in draws.numbers)
+    found, _ = _sample(changed, np.arange(len(ruled), dtype=np.int32), asked, "auto")
+    tokens[ruled] = found
+    true = ops.token_logprobs(raw, torch.from_numpy(np.maximum(found, 0))).numpy()
+    logprobs[ruled] = np.where(found < 0, np.nan, true)
+    return tokens, logprobs, _tops(logits, index, tokens, draws)
 
 
 def _sample(
-    logits: Tensor, at: np.ndarray, draws: Sequence[Draw], backend: ops.Backend
+    logits: Tensor, index: np.ndarray, asked: tuple[Tensor, ...], backend: ops.Backend
 ) -> tuple[np.ndarray, np.ndarray]:
-    n = len(draws)
+    temperature, top_k, top_p, min_p, keys, counters = asked
+    rows = torch.from_numpy(index)
     tokens, logprobs = ops.sample(
-        logits,
-        torch.from_numpy(at),
-        torch.from_numpy(np.fromiter((d.temperature for d in draws), np.float32, n)),
-        torch.from_numpy(np.fromiter((d.params.top_k for d in draws), np.int32, n)),
-        torch.from_numpy(np.fromiter((d.params.top_p for d in draws), np.float32, n)),
-        torch.from_numpy(np.fromiter((d.params.min_p for d in draws), np.float32, n)),
-        torch.from_numpy(np.fromiter((d.key for d in draws), np.uint64, n).view(np.int64)),
-        torch.from_numpy(np.fromiter((d.counter for d in draws), np.int32, n)),
-        backend=backend,
+        logits, rows, temperature, top_k, top_p, min_p, keys, counters, backend=backend
     )
     return tokens.cpu().numpy(), logprobs.cpu().numpy()
 
 
-def _tops(logits: Tensor, at: np.ndarray, tokens: np.ndarray, draws: Sequence[Draw]) -> dict[int, Top]:
-    wanted = [j for j, d in enumerate(draws) if d.tops and d.params.logprobs is not None and tokens[j] >= 0]
+def _tops(logits: Tensor, index: np.ndarray, tokens: np.ndarray, draws: Draws) -> dict[int, Top]:
+    wanted = [row for row in draws.likeliest if tokens[row] >= 0]
     found: dict[int, Top] = {}
     for begin in range(0, len(wanted), TOP_ROWS):
         part = wanted[begin : begin + TOP_ROWS]
-        counts = [draws[j].params.logprobs or 0 for j in part]
-        tops = top_logprobs(take_rows(logits, at[part]), tokens[part].tolist(), counts)
+        counts = [draws.likeliest[row] for row in part]
+        tops = top_logprobs(take_rows(logits, index[part]), tokens[part].tolist(), counts)
         found.update(zip(part, tops, strict=True))
     return found
 

@@ -217,7 +217,7 @@ class Driver:
             part = seconds * share / total if total else seconds / len(runs)
             setattr(run, field_name, getattr(run, field_name) + part)
             if run.job.charges is not None and run.job.charges.spend(part):
-                run.root.stopped = True
+                self.engine.stop(run.root)
 
     def _census(self) -> None:
         for root, counts in self.engine.census().items():

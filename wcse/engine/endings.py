@@ -1,9 +1,11 @@
-"""Why a node ends with a token, and what a stop string takes away again. Knows rows, nothing of batches or trees."""
+"""Why a node ends with a token, and what a stop string takes away again. Knows rows, nothing of trees or models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+
+import numpy as np
 
 from wcse import _core
 from wcse.engine.growth import Row
@@ -11,17 +13,19 @@ from wcse.engine.machines import DELIMITED, STOPPED
 from wcse.types import Finish
 
 
-def may_end(row: Row, token: int, flag: int, eos_ids: Collection[int]) -> bool:
-    """Whether ``finish_of`` could say anything; cheap, as most tokens end nothing."""
-    root = row.root
-    return bool(
-        flag
-        or token < 0
-        or len(row.span.tokens) >= row.limit
-        or token in eos_ids
-        or root.params.stop_token_ids
-        or root.stopped
-    )
+def to_look_at(numbers: np.ndarray, flags: np.ndarray, eos_ids: Collection[int]) -> np.ndarray:
+    """The rows, int64, of which somebody must hear or for which ``finish_of`` could say anything; mostly none.
+
+    Args:
+        numbers: of a ``RowTable``, with the newest tokens.
+        flags: uint8 [R], what the text matcher found.
+        eos_ids: tokens that end a text.
+    """
+    last = numbers["last"]
+    found = (flags != 0) | (last < 0) | (numbers["count"] >= numbers["limit"]) | numbers["watched"]
+    for token in eos_ids:
+        found |= last == token
+    return np.flatnonzero(found)
 
 
 def finish_of(row: Row, token: int, flag: int, eos_ids: Collection[int], context: int) -> Finish | None:

@@ -17,7 +17,7 @@ import torch
 from wcse import _core
 from wcse.engine.device_loop import Round
 from wcse.engine.draw import Top, draw
-from wcse.engine.endings import cut, finish_of, may_end
+from wcse.engine.endings import cut, finish_of, to_look_at
 from wcse.engine.growth import Growth, Root, Row
 from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
@@ -72,6 +72,7 @@ class Engine:
         self._spans: WeakKeyDictionary[Node, Span] = WeakKeyDictionary()
         self._dead: deque[Span] = deque()
         self._unused: deque[int] = deque()  # patterns of roots that nobody holds
+        self._scores: torch.Tensor | None = None
         if round_tokens is None:
             round_tokens = ROUND_TOKENS if model.decoder.device.type == "cuda" else 1
         self.rounds = Rounds(self, tokens=round_tokens) if round_tokens > 1 else None
@@ -152,19 +153,25 @@ class Engine:
         """
         self.reclaim()
         work = self.runner.begin()
-        if self.rounds is not None and self._steady() and self.rounds.possible(self.rows):
+        if self.rounds is not None and self._steady() and self._round_possible(self.rounds):
             self._settle_round(self.rows, self.rounds.run(self.rows))
             return
         fills = self.schedule.put(work)
         hidden = self.runner.run(work)
-        at = {span: i for i, span in enumerate(work.spans)}
+        ahead = len(self.rows)
+        at = {span: ahead + i for i, span in enumerate(work.spans)}
         for fill in fills:
             fill.done(hidden[at[fill.span]])
-        index = [at[row.span] for row in self.rows]
-        for row, i in zip(self.rows, index, strict=True):
-            if row.rolling:
-                self._roll(row, hidden[i])
-        self._sample(self.rows, take_rows(hidden, index))
+        # Rows that were suspended and read again stand behind the others, as their spans do in the batch.
+        resumed = [at[row.span] for row in self.rows[ahead:]]
+        states = hidden[:ahead] if not resumed else take_rows(hidden, [*range(ahead), *resumed])
+        for i in np.flatnonzero(self.schedule.table.numbers["rolling"]).tolist():
+            self._roll(i, states[i])
+        self._sample(states)
+
+    def _round_possible(self, rounds: Rounds) -> bool:
+        self.schedule.table.sync_all()
+        return rounds.possible(self.rows)
 
     def _steady(self) -> bool:
         """Whether nothing waits that could join the rows."""
@@ -215,41 +222,41 @@ class Engine:
             left = min(left, row.most - row.length)
         row.limit = min(left, root.rule.max_tokens or left)
 
-    def _sample(self, rows: list[Row], hidden: torch.Tensor) -> None:
-        """Draw the next token of every row, and the first of new ones."""
+    def _sample(self, states: torch.Tensor) -> None:
+        """Draw the next token of every row from its state, and the first of new ones."""
         births = self._births()
+        table, before = self.schedule.table, len(self.rows)
         sources: dict[int, int] = {}
-        stack = [hidden]
-        index = list(range(len(rows)))
+        stack = [states]
+        born: list[int] = []
         for _, state in births:
             if id(state) not in sources:
-                sources[id(state)] = len(rows) + len(sources)
+                sources[id(state)] = before + len(sources)
                 stack.append(state[None])
-            index.append(sources[id(state)])
-        rows = rows + [row for row, _ in births]
-        if not rows:
+            born.append(sources[id(state)])
+        table.add([row for row, _ in births])
+        if not table.rows:
             return
-        logits = self.model.decoder.logits(join_rows(stack))
+        index = np.concatenate([np.arange(before, dtype=np.int32), np.array(born, np.int32)])
+        logits = self._logits(join_rows(stack) if births else states)
         if self.measure is not None:
             values = self.measure(logits).tolist()
-            for row, i in zip(rows, index, strict=True):
+            for row, i in zip(table.rows, index.tolist(), strict=True):
                 row.measures.append(values[i])
-        draws = [row.draw() for row in rows]
-        tokens, logprobs, tops = draw(logits, index, draws, backend=self.model.decoder.backend)
-        self.schedule.rows = rows
-        self._settle(rows, tokens, logprobs, tops)
+        tokens, logprobs, tops = draw(logits, index, table.draws(), backend=self.model.decoder.backend)
+        table.append(tokens, logprobs)
+        flags = self.matcher.advance(table.numbers["slot"].copy(), np.maximum(tokens, 0))
+        self._look(flags, tops)
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Scores of every token, in memory that the next step uses again."""
+        decoder = self.model.decoder
+        if self._scores is None or len(self._scores) < len(states):
+            self._scores = None  # not two at a time
+            self._scores = decoder.score_memory(-(-len(states) // 64) * 64)
+        return decoder.logits(states, self._scores)
 
     # -- settle ------------------------------------------------------------------------------------------
-
-    def _settle(
-        self, rows: list[Row], tokens: np.ndarray, logprobs: list[float], tops: dict[int, Top]
-    ) -> None:
-        """Append the drawn tokens and end the nodes that are done."""
-        slots = np.fromiter((row.slot for row in rows), np.int32, len(rows))
-        flags = self.matcher.advance(slots, np.maximum(tokens, 0))
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            row.span.tokens.append(token)
-        self._end_rows(rows, tokens, logprobs, flags, tops)
 
     def _settle_round(self, rows: list[Row], found: Round) -> None:
         """Settle what a round wrote, whose tokens are in the spans already; only the last one of a row can end it."""
@@ -265,43 +272,33 @@ class Engine:
             )
         for i, (row, n) in enumerate(zip(rows, counts.tolist(), strict=True)):
             row.root.account.computed += n
-            early = found.tokens[: n - 1, i].tolist(), found.logprobs[: n - 1, i].tolist()
-            row.logprobs += early[1]
+            tokens_of, logprobs_of = found.tokens[:n, i].tolist(), found.logprobs[:n, i].tolist()
+            row.logprobs += logprobs_of
             if row.growth.on_token is not None:
-                for token, logprob in zip(*early, strict=True):
+                for token, logprob in zip(tokens_of[:-1], logprobs_of[:-1], strict=True):
                     row.growth.on_token(row.child, token, logprob, None)
-        final = found.logprobs[counts - 1, np.arange(len(rows))]
-        self._end_rows(rows, tokens[last], final.tolist(), ends, {})
+        self.schedule.table.reload()
+        self._look(ends, {})
 
-    def _end_rows(
-        self,
-        rows: list[Row],
-        tokens: np.ndarray,
-        logprobs: list[float],
-        flags: np.ndarray,
-        tops: dict[int, Top],
-    ) -> None:
-        """Tell of the last token of every row, and end the nodes that it completes."""
-        eos = self.model.eos_ids
+    def _look(self, flags: np.ndarray, tops: dict[int, Top]) -> None:
+        """Tell of the last token of the rows of which somebody hears, and end the nodes that are complete."""
+        table, eos = self.schedule.table, self.model.eos_ids
+        looked = to_look_at(table.numbers, flags, eos).tolist()
+        drawn = [(i, table.sync(i)) for i in looked]  # before anybody hears of them, who may abort some
         ended: list[tuple[Row, Finish]] = []
-        drawn = zip(rows, tokens.tolist(), logprobs, flags.tolist(), strict=True)
-        for i, (row, token, logprob, flag) in enumerate(drawn):
-            row.logprobs.append(logprob)
+        for i, row in drawn:
+            token, flag = row.span.tokens[-1], int(flags[i])
             if row.guide is not None and token >= 0:
                 row.guide.advance(token)
             if row.growth.on_token is not None and token >= 0:
-                row.growth.on_token(row.child, token, logprob, tops.get(i))
-            if may_end(row, token, flag, eos):
-                finish = finish_of(row, token, flag, eos, self.model.context)
-                if finish is not None:
-                    ended.append((row, finish))
-        if not ended:
-            return
-        gone = set()
-        for row, finish in ended:
-            if self._end(row, finish):
-                gone.add(row)
-        self.schedule.rows = [row for row in self.rows if row not in gone]
+                row.growth.on_token(row.child, token, row.logprobs[-1], tops.get(i))
+            finish = finish_of(row, token, flag, eos, self.model.context)
+            if finish is not None:
+                ended.append((row, finish))
+        gone = {row for row, finish in ended if self._end(row, finish)}
+        if gone:
+            table.remove(gone)
+        table.roll({row for row, _ in ended if row.rolling})
 
     def _end(self, row: Row, finish: Finish) -> bool:
         """Make the node and tell who asked. Returns whether the row leaves the batch."""
@@ -313,7 +310,7 @@ class Engine:
                 self.runner.release(span)
         if finish is Finish.ERROR:
             del span.tokens[-1], row.logprobs[-1]
-        span.closed = True
+        span.closed, span.tick = True, self.runner.memory.tick
         text = decode(self.table, span.tokens)
         node = Node(row.parent, row.path, tuple(span.tokens), text, finish, tuple(row.logprobs), None, reason)
         if row.measures:
@@ -333,8 +330,9 @@ class Engine:
                 self.runner.release(span)
         return not rolls
 
-    def _roll(self, row: Row, hidden: torch.Tensor) -> None:
+    def _roll(self, index: int, hidden: torch.Tensor) -> None:
         """The closed step of a row is stored: go on with its child 0 in the same row."""
+        row = self.schedule.table.sync(index)
         closed = row.span
         self.schedule.filled(closed, hidden)
         row.path = (*row.path, 0)
@@ -342,10 +340,16 @@ class Engine:
         row.span, row.logprobs, row.measures, row.rolling = Span(closed), [], [], False
         self.matcher.new_step(row.slot)
         self._start(row)
+        self.schedule.table.restart(index)
 
     def _reuse(self, root: Root, tokens: int) -> None:
         root.account.reused += tokens
         self.reused += tokens
+
+    def stop(self, root: Root) -> None:
+        """Its time is over: every row of it ends with its next token."""
+        root.stopped = True
+        self.schedule.table.watch(root)
 
     # -- ends of lives -----------------------------------------------------------------------------------
 
@@ -378,6 +382,7 @@ class Engine:
         self.runner.reset()
         self.runner.use(decoder)
         self.model = replace(self.model, decoder=decoder)
+        self._scores = None
         if self.rounds is not None:
             self.rounds = Rounds(self, tokens=self.rounds.tokens)
 
@@ -394,6 +399,7 @@ class Engine:
         shared: dict[Root, int] = {}
         alone: dict[Root, int] = {}
         seen: set[Span] = set()
+        self.schedule.table.sync_all()
         for row in self.rows:
             root = row.root
             alone[root] = alone.get(root, 0) + pages(row.span.depth)

@@ -1,6 +1,6 @@
 """What an engine grows: problems, what was asked for below their nodes, and the rows in which it is written.
 
-Records only; who gets into the batch is ``schedule``, what becomes of a row ``engine``.
+Records only; who gets into the batch is ``schedule``, a row's numbers are ``table``, what becomes of it is ``engine``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from wcse.engine.draw import Draw, Top
+from wcse.engine.draw import Top
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.rules import Guide, Rules
 from wcse.engine.runner import Span
@@ -70,7 +70,10 @@ class Growth:
 
 @dataclass(eq=False)
 class Row:
-    """A node being written. ``parent`` keeps the nodes above it alive."""
+    """A node being written. ``parent`` keeps the nodes above it alive.
+
+    While the row is in a ``RowTable`` its newest tokens are there: ``span`` and ``logprobs`` lag behind until ``sync``.
+    """
 
     growth: Growth
     child: int
@@ -91,14 +94,6 @@ class Row:
     def root(self) -> Root:
         """The problem that it belongs to."""
         return self.growth.root
-
-    def draw(self) -> Draw:
-        """What its next token is drawn with."""
-        growth, params = self.growth, self.root.params
-        temperature = 0.0 if growth.greedy else params.temperature
-        return Draw(
-            params, temperature, self.key, len(self.span.tokens), self.guide, growth.on_token is not None
-        )
 
 
 @dataclass(eq=False)

@@ -99,10 +99,36 @@ def opened_pages(slots: np.ndarray) -> np.ndarray:
     return found
 
 
+REPLAN = 64
+"""Tokens after which a plan is made anew although no row came or went: it keeps the old lists of pages that grew."""
+
+
+@dataclass(slots=True)
+class Lead:
+    """Rows of one new token each, in numbers: tree nodes, tokens and slots, int32 [R], and their table's version."""
+
+    nodes: np.ndarray
+    tokens: np.ndarray
+    slots: np.ndarray
+    version: int
+
+
+@dataclass(slots=True)
+class Planned:
+    """A plan and where the tokens of a batch stand in it: ``rows`` int64 [tokens], ``out`` of the states wanted."""
+
+    plan: _core.Plan
+    rows: np.ndarray
+    out: torch.Tensor
+    version: int | None  # of the rows' table, where there is nothing else in the batch
+    age: int = 0
+
+
 @dataclass
 class Work:
-    """The batch under construction: the last ``counts[i]`` stored tokens of ``spans[i]`` are new."""
+    """The batch under construction: first ``lead``, then the last ``counts[i]`` stored tokens of ``spans[i]``."""
 
+    lead: Lead | None = None
     spans: list[Span] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     slots: list[np.ndarray] = field(default_factory=list)
@@ -133,7 +159,7 @@ class Worker(Protocol):
 class Runner:
     """A decoder with a KV tree over pages of ``memory``, which others may share.
 
-    The order of calls in one step is ``begin``, any number of ``store``/``store_one``, ``run``.
+    The order of calls in one step is ``begin``, ``store_rows``, any number of ``store``, ``run``.
 
     Args:
         decoder: the model.
@@ -165,6 +191,7 @@ class Runner:
     def use(self, decoder: Decoder) -> None:
         """Go on with this decoder; what is stored must come from it, or be forgotten."""
         self.decoder = decoder
+        self._planned: Planned | None = None  # the last one that may serve again
         self._graphs = StepGraphs(decoder, self.pool) if decoder.device.type == "cuda" else None
 
     # -- spans -------------------------------------------------------------------------------------------
@@ -240,6 +267,7 @@ class Runner:
     def reset(self) -> None:
         """Forget every stored key and value; spans that are in use are read again."""
         self.tree.settle()
+        self._planned = None
         for span in sorted(self._resident, key=lambda s: s.start, reverse=True):
             self.release(span)
             span.hidden = None
@@ -322,7 +350,7 @@ class Runner:
             count = min(len(part.tokens) - part.n_kv, budget, self.room * PAGE + -part.n_kv % PAGE)
             if count <= 0:
                 return False
-            self._attach(part)
+            self.attach(part)
             self._take(part, count)
             new = np.asarray(part.tokens[part.n_kv : part.n_kv + count], dtype=np.int32)
             work.put(part, count, self.tree.extend(part.kv, new))
@@ -334,13 +362,29 @@ class Runner:
                 self.tree.seal(part.kv)
         return True
 
+    def store_rows(
+        self, work: Work, nodes: np.ndarray, tokens: np.ndarray, stored: np.ndarray, version: int
+    ) -> None:
+        """Add the last token of every row; all else on their paths is stored. Memory must suffice.
+
+        Args:
+            work: nothing else is in it yet.
+            nodes: int32 [R], attached.
+            tokens: int32 [R].
+            stored: int32 [R], tokens that each node holds.
+            version: equal numbers say that these are the rows of the step before.
+        """
+        self._claim(int(np.count_nonzero(stored % PAGE == 0)))
+        nodes, tokens = np.ascontiguousarray(nodes), np.ascontiguousarray(tokens)
+        work.lead = Lead(nodes, tokens, np.asarray(self.tree.extend_rows(nodes, tokens)), version)
+        work.tokens += len(nodes)
+
     def store_one(self, work: Work, spans: Sequence[Span]) -> None:
         """Add the last token of every span; all else on their paths is stored. Memory must suffice."""
         if not spans:
             return
         for span in spans:
-            if span.kv < 0:
-                self._attach(span)
+            self.attach(span)
             self._take(span, 1)
         nodes = np.fromiter((s.kv for s in spans), np.int32, len(spans))
         new = np.fromiter((s.tokens[-1] for s in spans), np.int32, len(spans))
@@ -384,30 +428,25 @@ class Runner:
         """Put the batch through the decoder.
 
         Returns:
-            Final-norm hidden states: [len(work.spans), hidden size], each after the span's last new token; with
-            ``every_row`` [work.tokens, hidden size], after every new token of every span in turn.
+            Final-norm hidden states: [rows of the lead + spans, hidden size], each after the last new token of its row
+            or span; with ``every_row`` [work.tokens, hidden size], after every new token of each in turn.
         """
         if not work.tokens:
             return torch.empty(0, self.decoder.spec.dim, device=self.decoder.device, dtype=self.decoder.dtype)
-        counts = np.asarray(work.counts, dtype=np.int32)
-        plan = _core.plan(self.tree, np.fromiter((s.kv for s in work.spans), np.int32, len(counts)), counts)
-        starts = np.asarray(plan.row_start)
-        ends = np.cumsum(counts)
-        rows = np.repeat(starts - (ends - counts), counts) + np.arange(work.tokens)
-        tokens = np.empty(work.tokens, np.int64)
-        tokens[rows] = [
-            t for s, c in zip(work.spans, work.counts, strict=True) for t in s.tokens[s.n_kv - c : s.n_kv]
-        ]
-        slots = np.empty(work.tokens, np.int32)
-        slots[rows] = np.concatenate(work.slots)
+        planned = self._plan(work, every_row)
+        new = [t for s, c in zip(work.spans, work.counts, strict=True) for t in s.tokens[s.n_kv - c : s.n_kv]]
+        tokens, slots = np.empty(work.tokens, np.int64), np.empty(work.tokens, np.int32)
+        lead = work.lead
+        tokens[planned.rows] = new if lead is None else np.concatenate([lead.tokens, np.array(new, np.int32)])
+        slots[planned.rows] = np.concatenate(work.slots if lead is None else [lead.slots, *work.slots])
         batch = Batch(
             tokens=torch.from_numpy(tokens),
-            positions=torch.from_numpy(np.asarray(plan.positions)),
+            positions=torch.from_numpy(np.asarray(planned.plan.positions)),
             slots=torch.from_numpy(slots),
-            plan=plan,
-            out_rows=torch.from_numpy((rows if every_row else starts + counts - 1).astype(np.int64)),
+            plan=planned.plan,
+            out_rows=planned.out,
         )
-        if self._graphs is not None and work.tokens == len(work.spans):
+        if self._graphs is not None and work.tokens == len(planned.plan.order):
             hidden = self._graphs.forward(batch)
         else:
             hidden = self.decoder.forward(self.decoder.place(batch), self.pool)
@@ -415,21 +454,46 @@ class Runner:
         self.computed += work.tokens
         return hidden
 
-    def _attach(self, span: Span) -> None:
-        """Give the span a tree node below its parent's."""
+    def _plan(self, work: Work, every_row: bool) -> Planned:
+        """The plan of a batch: the last one, a token later, where the same rows go on and nothing else is there."""
+        lead, last = work.lead, self._planned
+        version = lead.version if lead is not None and not work.spans else None
+        if lead is not None and last is not None and last.version == version and last.age < REPLAN:
+            last.plan.advance(lead.slots)
+            last.age += 1
+            return last
+        nodes = np.fromiter((s.kv for s in work.spans), np.int32, len(work.spans))
+        counts = np.asarray(work.counts, dtype=np.int32)
+        if lead is not None:
+            nodes = np.concatenate([lead.nodes, nodes])
+            counts = np.concatenate([np.ones(len(lead.nodes), np.int32), counts])
+        plan = _core.plan(self.tree, nodes, counts)
+        starts = np.asarray(plan.row_start)
+        rows = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(work.tokens)
+        out = rows if every_row else starts + counts - 1
+        planned = Planned(plan, rows, torch.from_numpy(out.astype(np.int64)), version)
+        self._planned = planned if version is not None and not every_row else None
+        return planned
+
+    def attach(self, span: Span) -> int:
+        """Give the span a tree node below its parent's, unless it has one. Returns the node."""
         if span.kv >= 0:
-            return
+            return span.kv
         span.kv = self.tree.fork(span.parent.kv if span.parent else span.base)
         self._resident.add(span)
         if span.parent is not None:
             span.parent.kids += 1
+        return span.kv
 
     def _take(self, span: Span, count: int) -> None:
-        need = pages(span.n_kv + count) - pages(span.n_kv)
+        self._claim(pages(span.n_kv + count) - pages(span.n_kv))
+        span.tick = self.memory.tick
+
+    def _claim(self, need: int) -> None:
+        """Use so many pages of ``room``."""
         self.room -= need
         self._own -= need
         if self._own < 0:
             granted = self.memory.grant(self, -self._own)
             self.tree.take_back(granted)
             self._own += granted
-        span.tick = self.memory.tick

