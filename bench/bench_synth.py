@@ -120,4 +120,6 @@ def test_rate_of_workers(benchmark: Any, workers: int, ray: str | None) -> None:
         tasks = [(Unit("wc", 0, problem.id, n), problem) for problem in problems]
         benchmark.pedantic(executor.run, args=(tasks, lambda _: None), rounds=1)
     benchmark.extra_info["samples_per_second"] = len(tasks) * n / benchmark.stats["mean"]
-    print(f"{ray or 'processes'}, {workers} workers: {benchmark.extra_info['samples_per_second']:.0f} samples/s")
+    print(
+        f"{ray or 'processes'}, {workers} workers: {benchmark.extra_info['samples_per_second']:.0f} samples/s"
+    )

@@ -3,8 +3,9 @@
 ``python tests/crash_lab.py --kills 10000 --points 10000000`` (``make campaign``) prints what it did and how many
 rows were lost or doubled; it exits with 1 if any was.
 
-Imports nothing that starts threads, so that it may fork: each kill is of a real process that runs the real loop with an
-executor that needs no model. Records have up to a megabyte; every fourth run also derives and seals its files.
+Imports no torch and computes nothing itself, so that it may fork: each kill is of a real process that runs the real
+loop with an executor that needs no model. Records have up to a megabyte; every fourth run also derives and seals its
+files.
 """
 
 from __future__ import annotations
