@@ -81,7 +81,8 @@ def test_leaves_below_a_prompt(benchmark: Any, leaves: int, threads: int) -> Non
 
     with torch.inference_mode():
         torch.testing.assert_close(ours(), sdpa().flatten(1, 2), rtol=1e-4, atol=1e-5)
-        versus(benchmark, ours, sdpa, flops=4.0 * leaves * (shared + private) * Q_HEADS * HEAD_DIM)
+        flops = 4.0 * leaves * (shared + private) * Q_HEADS * HEAD_DIM
+        versus(benchmark, ours, sdpa, flops=flops, bytes=k.nbytes + v.nbytes + 2.0 * q.nbytes)
 
 
 def test_long_prompt(benchmark: Any, threads: int) -> None:
@@ -111,4 +112,5 @@ def test_long_prompt(benchmark: Any, threads: int) -> None:
 
     with torch.inference_mode():
         torch.testing.assert_close(ours(), sdpa()[0].transpose(0, 1), rtol=1e-4, atol=1e-5)
-        versus(benchmark, ours, sdpa, flops=2.0 * tokens * (tokens + 1) * Q_HEADS * HEAD_DIM)
+        flops = 2.0 * tokens * (tokens + 1) * Q_HEADS * HEAD_DIM
+        versus(benchmark, ours, sdpa, flops=flops, bytes=k.nbytes + v.nbytes + 2.0 * q.nbytes)

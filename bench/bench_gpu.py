@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from gpu_peers import peers
 from gpu_timing import Row, Suite, line, summary, write
 from gpu_trees import KINDS, Grown, grow
-from roofline import MACHINES
+from roofline import MACHINES, sampling
 from roofline import SHAPES as MODEL_SHAPES
 from roofline import attention as modelled
 from torch import Tensor
@@ -38,7 +39,14 @@ from wcse import _core
 from wcse.kernels import ops
 
 BUDGET = 480  # seconds: parts and cases that have not begun by then are skipped
-SHAPES = {"0.5B": (14, 2, 64), "1B": (32, 8, 64), "8B": (32, 8, 128)}  # query heads, kv heads, head size
+SECONDS = {"rates": 15, "attention": 110, "extend": 15, "rows": 15, "sample": 25, "score": 10, "plan": 5}
+SECONDS |= {"decode": 60, "generate": 35, "prm": 40}  # of each part when all are run: 330 in all
+SHAPES = {"1B": (32, 8, 64), "8B": (32, 8, 128), "0.5B": (14, 2, 64)}  # query heads, kv heads, head size
+FLEX = (
+    "1B beam 1024 leaves",
+    "1B dvts 1024 leaves",
+    "8B beam 1024 leaves",
+)  # torch compiles it for each case
 
 
 def rates(suite: Suite) -> None:
@@ -61,22 +69,27 @@ def rates(suite: Suite) -> None:
 def attention(suite: Suite) -> None:
     """Decode: one token for every leaf."""
     trees = ("beam", "dvts", "best-of-n") if suite.quick else KINDS
-    sizes = [(8, 1)] if suite.dry else [(64, 1), (64, 4), (64, 16)]
+    sizes = [(8, 1)] if suite.dry else [(64, 16), (64, 1), (64, 4)]
     for model in ["0.5B"] if suite.dry else ["1B"] if suite.quick else SHAPES:
         for kind in trees[:1] if suite.dry else trees:
             for leaves, problems in sizes:
                 if kind == "chain" and problems > 1:
                     continue
+                if suite.late(f"attention, {model} {kind} {leaves * problems} leaves"):
+                    continue
                 depth, prompt = (1, 32) if suite.dry else (10, 512)
                 grown = grow(kind, leaves=leaves, depth=depth, prompt=prompt, trees=problems)
                 _attention_case(suite, model, kind, grown, prompt)
     for workload in [] if suite.dry else saved():
+        if suite.late(f"attention, {workload.name}"):
+            continue
         _attention_case(suite, "1B", workload.name, workload.grow(), 0)
 
 
 def _attention_case(suite: Suite, model: str, kind: str, grown: Grown, prompt: int) -> None:
     from wcse.kernels.triton import attention as kernels
     from wcse.kernels.triton import work
+    from wcse.kernels.triton.rates import device_rates
 
     heads, kv_heads, d = SHAPES[model]
     plan, group = grown.plan, heads // kv_heads
@@ -89,7 +102,7 @@ def _attention_case(suite: Suite, model: str, kind: str, grown: Grown, prompt: i
 
     def place(tile_m: int | None) -> work.DeviceList:
         made = work.DevicePlan(
-            plan, suite.device, group, kv_heads, d, suite.dtype, tile_m, rates=work.device_rates(suite.device)
+            plan, suite.device, group, kv_heads, d, suite.dtype, tile_m, rates=device_rates(suite.device)
         )
         return made.list(0)
 
@@ -121,12 +134,15 @@ def _attention_case(suite: Suite, model: str, kind: str, grown: Grown, prompt: i
     )
     ours("ours per sequence", work.upload(single, plan, 16, suite.device))
     _attention_peers(suite, case, q, k, v, grown, exact, floor)
-    for peer in peers(q, k, v, grown, prompt=prompt, dry=suite.dry) if prompt else ():
+    for peer in peers(q, k, v, grown, prompt=prompt, dry=suite.dry, flex_too=case in FLEX) if prompt else ():
         if peer.run is None:
             suite.skip(f"{peer.name}, {case}", peer.note)
             continue
-        error = None if "not checked" in peer.note else _worst(peer.run(), exact)
-        suite.time("attention", case, peer.name, peer.run, **floor, error=error, note=peer.note)
+        try:
+            error = None if "not checked" in peer.note else _worst(peer.run(), exact)
+            suite.time("attention", case, peer.name, peer.run, **floor, error=error, note=peer.note)
+        except Exception as error:  # a peer's own: it must not cost the others
+            suite.skip(f"{peer.name}, {case}", f"{type(error).__name__}: {str(error)[:90]}")
 
 
 def _attention_peers(
@@ -284,11 +300,30 @@ def rows(suite: Suite) -> None:
 def sample(suite: Suite) -> None:
     """Draws, and what torch does for the same."""
     n, vocab = (2, 600) if suite.dry else (1024 if suite.quick else 4096, 128_256)
-    logits = (torch.randn(n, vocab, device=suite.device) * 2).to(suite.dtype)
+    for kind in ("peaked", "flat"):
+        logits = torch.randn(n, vocab, device=suite.device)
+        if kind == "peaked":  # about Zipf with exponent 1.5, noisy, in scattered ids
+            rank = torch.arange(1, vocab + 1, device=suite.device).log()
+            logits += (-1.5 * rank)[torch.randperm(vocab, device=suite.device)]
+        _sample_case(suite, f"{n} x {vocab} {kind}", logits.to(suite.dtype))
+
+
+def _sample_case(suite: Suite, case: str, logits: Tensor) -> None:
+    n, vocab = logits.shape
     zeros = torch.zeros(n, dtype=torch.int32, device=suite.device)
     index = torch.arange(n, dtype=torch.int32, device=suite.device)
     ones = torch.ones(n, device=suite.device)
-    for name, top_k, top_p in (("all", 0, 1.0), ("top-p 0.9", 0, 0.9), ("top-k 50", 50, 1.0)):
+    machine = MACHINES["h200"]
+    if suite.copy_rate:
+        machine = machine.measured(memory=suite.copy_rate, gemm=suite.gemm_rate)
+    ways = (
+        ("all", 0, 1.0, "temperature"),
+        ("top-p 0.9", 0, 0.9, "top-p, flat rows" if "flat" in case else "top-p"),
+        ("top-k 50", 50, 1.0, "top-p"),
+    )
+    for name, top_k, top_p, way in ways:
+        if suite.late(f"sample, {case}, {name}"):
+            continue
         arguments = (index, ones, zeros + top_k, ones * top_p, ones * 0, index.long(), zeros)
         run = lambda a=arguments: ops.sample(logits, *a, backend="triton")  # noqa: E731
         few = [a[:16].cpu() for a in arguments]
@@ -299,18 +334,19 @@ def sample(suite: Suite) -> None:
             else "TOKENS DIFFER FROM THE CPU'S (rounding at a boundary, or a fault)"
         )
         size = float(logits.numel() * logits.element_size())
-        suite.time("sample", f"{n} x {vocab}", f"triton, {name}", run, bytes=size, note=note)
+        row = suite.time("sample", case, f"triton, {name}", run, bytes=size, note=note)
+        row.predicted_ms = None if suite.dry else sampling(machine, vocab, n, way) * 1e3
 
     def sort() -> Tensor:
         ranked, order = logits.float().softmax(-1).sort(-1, descending=True)
         ranked[ranked.cumsum(-1) - ranked > 0.9] = 0
         return order.gather(1, ranked.multinomial(1))
 
-    suite.time("sample", f"{n} x {vocab}", "torch sort, top-p 0.9", sort)
+    suite.time("sample", case, "torch sort, top-p 0.9", sort)
 
 
 def score(suite: Suite) -> None:
-    """Scores of step ends and the best of groups of 64."""
+    """Scores of step ends, without and with the best 4 of groups of 64."""
     n, width = (8, 64) if suite.dry else (4096, 4096)
     x = torch.randn(n, width, device=suite.device).to(suite.dtype)
     head = torch.randn(2, width, device=suite.device) * width**-0.5
@@ -320,10 +356,16 @@ def score(suite: Suite) -> None:
     suite.time("score", f"{n} x {width}", "triton", run, bytes=float(x.numel() * x.element_size()))
     plain = lambda: (x.float() @ head.T).softmax(-1)[:, 1]  # noqa: E731
     suite.time("score", f"{n} x {width}", "torch", plain, error=float((run()[:, 0] - plain()).abs().max()))
-    bounds = torch.arange(0, n + 1, min(64, n), dtype=torch.int32, device=suite.device)
-    scores = run()[:, 0].float()
-    best = lambda: ops.group_top_k(scores, bounds, 4, largest_group=64, backend="triton")  # noqa: E731
-    suite.time("score", f"best 4 of 64, {n} rows", "triton", best)
+    count = -(-n // 64)
+    groups = ops.Groups(
+        torch.tensor([ops.NOBODY] * (4 * count), dtype=torch.float64, device=suite.device),
+        torch.arange(0, 4 * count + 1, 4, dtype=torch.int32, device=suite.device),
+        torch.zeros(count, dtype=torch.int32, device=suite.device),
+        index // 64,
+        index.double(),
+    )
+    best = lambda: ops.score_steps(x, index, layers, groups=groups, backend="triton")  # noqa: E731
+    suite.time("score", f"{n} x {width}, best 4 of 64", "triton", best)
 
 
 def plans(suite: Suite) -> None:
@@ -374,18 +416,27 @@ def main() -> int:
     suite = Suite(device, chosen.dry_run, chosen.quick, torch.float16 if chosen.dry_run else torch.bfloat16)
     begin = time.monotonic()
     with torch.inference_mode():
-        for name in dict.fromkeys(["rates", *chosen.parts]):
-            if time.monotonic() - begin > chosen.budget:
-                suite.skip(name, f"{chosen.budget:g} seconds are over; run --parts {name}")
+        parts = list(dict.fromkeys(["rates", *chosen.parts]))
+        share = (chosen.budget - sum(SECONDS[name] for name in parts)) / len(
+            parts
+        )  # spare time, or what lacks
+        for name in parts:
+            suite.deadline = min(time.monotonic() + max(5.0, SECONDS[name] + share), begin + chosen.budget)
+            if suite.late(name):
                 continue
             try:
                 PARTS[name](suite)
             except torch.cuda.OutOfMemoryError as error:
                 suite.skip(name, f"out of memory: {str(error).splitlines()[0]}")
+            except Exception as error:  # a wrong result, or a kernel that does not run: the other parts go on
+                suite.fail(name, error)
+                traceback.print_exc()
     if not chosen.dry_run:
         print(f"written: {write(suite)}")
         print("\nours, and how many times faster than the best other side:\n" + summary(suite))
-    return 0
+    for failure in suite.failed:
+        print(f"FAILED {failure}")
+    return int(bool(suite.failed))
 
 
 def test_dry_run() -> None:

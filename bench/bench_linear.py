@@ -44,6 +44,11 @@ def test_linear(benchmark: Any, shape: tuple[int, int], rows: int, threads: int)
         flops = 2.0 * rows * n * k
         rounds = 5 if flops > 1e9 else 20
         versus(
-            benchmark, lambda: ops.linear(x, packed), lambda: F.linear(x, weight), flops=flops, rounds=rounds
+            benchmark,
+            lambda: ops.linear(x, packed),
+            lambda: F.linear(x, weight),
+            flops=flops,
+            bytes=4.0 * (weight.numel() + x.numel() + rows * n),
+            rounds=rounds,
         )
     torch.set_num_threads(before)

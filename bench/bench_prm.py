@@ -3,7 +3,7 @@
 64 beams, depth 10: in each round the 16 best of 64 nodes get four children each. Full re-scoring reads every path
 from its first token in every round, in padded batches of 16, with transformers, the way the published adapters do.
 Floor of the tokens: prompt and unique new steps, each read once. Random weights: neither time nor tokens depend on
-them.
+them. Every step has a text of its own here, which is the worst case: equal texts are read once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,20 +25,28 @@ from timing import alternate
 from transformers import AutoTokenizer, LlamaConfig, LlamaForTokenClassification
 
 from wcse import zoo
+from wcse.engine.driver import Driver, Job
+from wcse.engine.engine import Engine
 from wcse.engine.growth import Root
 from wcse.engine.params import SamplingParams, StepRule
-from wcse.kernels import ops
+from wcse.models.load import load_model
+from wcse.problems import load_problems
+from wcse.prompts import render_problem
 from wcse.reward.head import Head
 from wcse.reward.load import load_prm
-from wcse.reward.scorer import SeparatePRM
-from wcse.search.ranking import distinct, ranked
-from wcse.types import Finish, Node
-from wcse.votes import aggregate
+from wcse.reward.scorer import ImplicitPRM, SeparatePRM, SharedHead
+from wcse.search import STRATEGIES, SearchConfig
+from wcse.search.best import Best
+from wcse.search.ranking import ranked
+from wcse.types import Expand, Finish, Node
 
 BEAMS, KEPT, DEPTH = 64, 16, 10
 SHAPES = {"short prompt": (128, 46), "long prompt": (600, 46)}
 """Tokens of the prompt and of a step: 46 is the mean of a published set of training data (RLHFlow, Mistral)."""
 PEER_BATCH = 16
+
+
+LAYERS, ROUNDS = 2, 3
 
 
 def write_prm(folder: Path, *, layers: int) -> Path:
@@ -60,9 +69,9 @@ def write_prm(folder: Path, *, layers: int) -> Path:
     return folder
 
 
-def beam_search(prompt: int, step: int, depth: int) -> tuple[str, list[list[Node]]]:
+def beam_search(prompt: int, step: int, depth: int, seed: int = 0) -> tuple[str, list[list[Node]]]:
     """The problem, and the nodes of every round; texts of digits, one token each."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
 
     def digits(count: int) -> str:
         return "".join(rng.choices("0123456789", k=count))
@@ -115,47 +124,109 @@ def full_text(model: Any, rounds: Sequence[Sequence[list[int]]]) -> list[list[fl
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_incremental_beside_full_rescoring(benchmark: Any, shape: str, tmp_path: Path) -> None:
-    depth = 3 if benchmark.disabled else DEPTH
-    folder = write_prm(tmp_path, layers=1 if benchmark.disabled else 8)
-    prompt, step = SHAPES[shape]
-    shrink = 8 if benchmark.disabled else 1
-    problem, rounds = beam_search(prompt // shrink, step // shrink, depth)
-    prm = load_prm(str(folder), kv_memory=2.0)
-    assert isinstance(prm, SeparatePRM)
+    """The sides take turns, each turn on a search of its own; the ratio is that of the times of one turn."""
+    depth, rounds = (3, 1) if benchmark.disabled else (DEPTH, ROUNDS)
+    folder = write_prm(tmp_path, layers=1 if benchmark.disabled else LAYERS)
+    prompt, step = (size // (8 if benchmark.disabled else 1) for size in SHAPES[shape])
     model = LlamaForTokenClassification.from_pretrained(folder).eval()
-    ids = [paths(prm, problem, nodes) for nodes in rounds]
+    turns: list[tuple[float, float]] = []
 
-    start = time.perf_counter()
-    ours = benchmark.pedantic(incremental, args=(prm, problem, rounds), rounds=1)
-    middle = time.perf_counter()
-    theirs = full_text(model, ids)
-    end = time.perf_counter()
+    def turn() -> tuple[int, int]:
+        """Both sides on one search. Returns the tokens that they read."""
+        problem, nodes = beam_search(prompt, step, depth, seed=len(turns))
+        prm = load_prm(str(folder), kv_memory=2.0)
+        assert isinstance(prm, SeparatePRM)
+        ids = [paths(prm, problem, row) for row in nodes]
+        start = time.perf_counter()
+        ours = incremental(prm, problem, nodes)
+        middle = time.perf_counter()
+        theirs = full_text(model, ids)
+        turns.append((middle - start, time.perf_counter() - middle))
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine == pytest.approx(other, abs=1e-4)
+        assert prm.runner.computed == unique_tokens(prm, problem, nodes, ids)
+        return prm.runner.computed, sum(len(path) for row in ids for path in row)
 
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine == pytest.approx(other, abs=1e-4)
-    reread = sum(len(path) for nodes in ids for path in nodes)
-    prefix = len(prm.layout.prefix(problem))
-    unique = prefix + sum(len(i) - prefix for i in ids[0])
-    above = {
-        node: i for nodes, row in zip(rounds, ids, strict=True) for node, i in zip(nodes, row, strict=True)
-    }
-    unique += sum(
-        len(i) - len(above[node.parent])  # type: ignore[index]
-        for nodes, row in zip(rounds[1:], ids[1:], strict=True)
-        for node, i in zip(nodes, row, strict=True)
-    )
-    assert prm.runner.computed == unique
+    tokens, reread = benchmark.pedantic(turn, rounds=rounds)
+    ratios = sorted(theirs / ours for ours, theirs in turns)
     benchmark.extra_info |= {
-        "tokens": unique,
+        "tokens": tokens,
         "tokens_full_text": reread,
-        "times_fewer_tokens": reread / unique,
-        "seconds": middle - start,
-        "seconds_full_text": end - middle,
-        "times_less_time": (end - middle) / (middle - start),
+        "times_fewer_tokens": reread / tokens,
+        "seconds": [ours for ours, _ in turns],
+        "seconds_full_text": [theirs for _, theirs in turns],
+        "times_less_time": {"min": ratios[0], "median": statistics.median(ratios), "max": ratios[-1]},
         "beams": BEAMS,
         "depth": depth,
+        "layers": LAYERS,
         "threads": torch.get_num_threads(),
     }
+
+
+def unique_tokens(
+    prm: SeparatePRM, problem: str, rounds: Sequence[Sequence[Node]], ids: Sequence[Sequence[list[int]]]
+) -> int:
+    """The prompt, and what each step adds to the path above it."""
+    total = prefix = len(prm.layout.prefix(problem))
+    ends: dict[Node | None, int] = {}
+    for nodes, row in zip(rounds, ids, strict=True):
+        for node, path in zip(nodes, row, strict=True):
+            ends[node] = len(path)
+            total += len(path) - ends.get(node.parent, prefix)
+    return total
+
+
+class Late(Driver):
+    """Holds all children of a round until the last one is scored."""
+
+    def _expand(self, run: Any, request: Expand, *rest: Any) -> None:
+        super()._expand(run, replace(request, best=None), *rest)
+
+
+@pytest.mark.parametrize("strategy", ["beam_search", "dvts"])
+def test_a_search_beside_full_rescoring(benchmark: Any, strategy: str) -> None:
+    """Real texts: 64 beams of the embedded models on six problems at once; tokens, and pages at the highest point."""
+    spec = f"gsm_symbolic:size={1 if benchmark.disabled else 6},seed=20261122"
+    model, config = load_model("tiny-wc"), SearchConfig(n=BEAMS, agg_strategy="last")
+    found: dict[type[Driver], dict[str, Any]] = {}
+
+    def search(kind: type[Driver]) -> dict[str, Any]:
+        engine = Engine(model, num_pages=8192)
+        prm = load_prm("tiny-wc-prm", kv_memory=0.5)
+        assert isinstance(prm, ImplicitPRM)
+        params = SamplingParams(max_tokens=256, temperature=0.8)
+        driver = kind(engine, prm, params=params, rule=StepRule("\n\n"))
+        for problem in load_problems(spec):
+            ids = render_problem(model.tokenizer, problem.prompt)
+            run = partial(STRATEGIES[strategy].run, config=config)
+            driver.submit(Job(problem.id, ids, problem.prompt, run, seed=0))
+        peaks = [0, 0]
+        while driver.advance():
+            stats = [runner.tree.stats() for runner in (engine.runner, prm.model.runner)]
+            used = [count["total"] - count["free"] - count["cached"] for count in stats]
+            peaks = [max(pair) for pair in zip(peaks, used, strict=True)]
+        outcomes = driver.take_finished()
+        computed, reused = (
+            sum(getattr(outcome.verifier, field) for outcome in outcomes)
+            for field in ("prm_computed", "prm_reused")
+        )
+        return {
+            "trees": {
+                o.job.name: {path: (t.token_ids, t.score) for path, t in o.nodes.items()} for o in outcomes
+            },
+            "tokens": computed,
+            "times_fewer_tokens": 1 + reused / computed,
+            "policy_pages": peaks[0],
+            "verifier_pages": peaks[1],
+        }
+
+    def both() -> None:
+        for kind in (Driver, Late):
+            found[kind] = search(kind)
+
+    benchmark.pedantic(both, rounds=1)
+    assert found[Driver].pop("trees") == found[Late].pop("trees")
+    benchmark.extra_info |= {"ours": found[Driver], "pruned_late": found[Late], "beams": BEAMS}
 
 
 def beam(count: int, depth: int) -> list[Node]:
@@ -171,40 +242,48 @@ def beam(count: int, depth: int) -> list[Node]:
     return ends
 
 
-def test_share_of_a_policy_step(benchmark: Any) -> None:
-    """Shared head and selection beside a step of 256 rows of a Qwen2.5-0.5B-shaped policy.
+class Rows:
+    """Hidden states in the place of an engine: each node's row, copied as the engine keeps it."""
 
-    A row ends a step every 46 tokens, so six are scored in a step, and 64 of 256 beams are selected once in 46 steps.
-    ``distinct`` compares texts and ``rank`` sorts, as beam search does; ``top_k`` is the native op in its
-    place, with the tensors that it needs.
+    def __init__(self, hidden: torch.Tensor, row: dict[Node, int]) -> None:
+        self.hidden, self.row = hidden, row
+
+    def fill(self, root: Root, node: Node, done: Callable[[torch.Tensor], None]) -> None:
+        done(self.hidden[self.row[node]].clone())
+
+
+def test_share_of_a_policy_step(benchmark: Any) -> None:
+    """What a shared head and the selection add to a step of 256 rows of a Qwen2.5-0.5B-shaped policy.
+
+    A row ends a step every 46 tokens, so six are scored in a step, each a candidate of its problem's best. ``score`` is
+    all of it: the rows are kept, queued, gathered, scored by the op, summed up along their paths, entered among the
+    best 64, and the nodes told. ``rank`` is the sort that the best need not be found by any more.
     """
     width = 896
     sizes = (width, 256, 1)
     head = Head([(torch.randn(n, k), torch.zeros(n)) for k, n in pairwise(sizes)])
     hidden = torch.randn(ROWS, width)
     ends = beam(ROWS, DEPTH)
-    nodes, rows = ends[::4][:6], range(0, ROWS, ROWS // 6)[:6]
+    nodes = ends[::4][:6]
+    scorer = SharedHead(Rows(hidden, {node: i for i, node in enumerate(nodes)}), head)  # type: ignore[arg-type]
+    root = Root(Node(None, (), ()), 0, "p", SamplingParams(), StepRule(), 0)
+    heard: dict[Node, float | None] = {}
+    best = Best(ROWS // 4, "prod")
+    for node in ends[6:]:
+        best.enter(node)
 
-    def score() -> list[float]:
+    def score() -> None:
         for node in nodes:
-            node.summed = None
-        return head.score_nodes(hidden, nodes, rows)
-
-    def values() -> dict[tuple[int, ...], float]:
-        return {node.path: aggregate(node.path_scores, "prod") for node in ends}
-
-    worth = values()
+            node.summed, node.contest = None, best
+            scorer.submit(root, "p", node, partial(heard.__setitem__, node))
+        scorer.step()
 
     def rank() -> list[Node]:
-        return ranked(ends, worth)[: ROWS // 4]
+        return ranked(ends, "prod")[: ROWS // 4]
 
-    def top_k() -> list[Node]:
-        scores = torch.tensor([worth[node.path] for node in ends])
-        bounds = torch.tensor([0, ROWS], dtype=torch.int32)
-        return [ends[i] for i in ops.group_top_k(scores, bounds, ROWS // 4, largest_group=ROWS)[0].tolist()]
-
-    assert len(score()) == 6 and all(node.summed for node in nodes)
-    assert rank() == top_k()
+    score()
+    assert len(heard) == 6 and all(node.summed and not node.contest for node in nodes)
+    assert len(rank()) == len(best.nodes)
     if benchmark.disabled:
         return
     decoder = qwen_shape(layers=24)
@@ -213,13 +292,11 @@ def test_share_of_a_policy_step(benchmark: Any) -> None:
     def step() -> torch.Tensor:
         return decoder.logits(decoder.forward(batch, pool))
 
-    sides = {"step": step, "score": score, "values": values, "rank": rank, "top_k": top_k}
-    seconds = alternate(sides | {"distinct": lambda: distinct(ends)}, 5)
+    seconds = alternate({"step": step, "score": score, "rank": rank}, 5)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     benchmark.extra_info |= {f"{name}_seconds": value for name, value in medians.items()}
     benchmark.extra_info |= {
         "score_share": medians["score"] / medians["step"],
-        "selection_share": sum(medians[n] for n in ("values", "rank", "distinct")) / (46 * medians["step"]),
         "threads": torch.get_num_threads(),
     }
     benchmark.pedantic(score, rounds=3)

@@ -22,6 +22,7 @@ def test_add_rms_norm(benchmark: Any, rows: int, width: int) -> None:
             benchmark,
             lambda: ops.add_rms_norm(residual, x, weight, eps=1e-5),
             lambda: ops.add_rms_norm(residual, x, weight, eps=1e-5, backend="torch"),
+            flops=5.0 * x.numel(),  # sum, square, its sum, scale, weight
             bytes=4.0 * x.nbytes,
             rounds=40,
         )
@@ -36,6 +37,7 @@ def test_gated_act(benchmark: Any, rows: int, width: int) -> None:
             benchmark,
             lambda: ops.gated_act(gate_up),
             lambda: ops.gated_act(gate_up, backend="torch"),
+            flops=1.5 * gate_up.numel(),  # two products and a sigmoid, which counts as one
             bytes=1.5 * gate_up.nbytes,
             rounds=40,
         )
@@ -58,4 +60,12 @@ def test_rope_write_kv(benchmark: Any, rows: int) -> None:
 
     with torch.inference_mode():
         torch.testing.assert_close(run("cpp"), run("torch"))
-        versus(benchmark, lambda: run("cpp"), lambda: run("torch"), bytes=2.0 * qkv.nbytes, rounds=40)
+        rotated = rows * (heads + kv_heads) * head_dim
+        versus(
+            benchmark,
+            lambda: run("cpp"),
+            lambda: run("torch"),
+            flops=3.0 * rotated,
+            bytes=2.0 * qkv.nbytes,
+            rounds=40,
+        )

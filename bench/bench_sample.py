@@ -62,5 +62,6 @@ def test_top_p(benchmark: Any, kind: str, threads: int) -> None:
 
     with torch.inference_mode():
         assert bool((ours() >= 0).all())
-        versus(benchmark, ours, torch_top_p, rounds=1)
+        # A weight, its sum and a comparison for every logit, which is read once.
+        versus(benchmark, ours, torch_top_p, flops=3.0 * logits.numel(), bytes=logits.nbytes, rounds=1)
     torch.set_num_threads(before)

@@ -26,25 +26,7 @@ import pytest
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
 
-CLIENTS = """
-import http.client, json, sys, threading, time
-port, clients, bodies = int(sys.argv[1]), int(sys.argv[2]), json.load(sys.stdin)
-tokens, lock = [], threading.Lock()
-def client(mine):
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    for body in mine:
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        raw = connection.getresponse().read()
-        if body.get("stream"):
-            raw = raw.split(b"data: ")[-2]
-        with lock:
-            tokens.append(json.loads(raw)["usage"]["completion_tokens"])
-threads = [threading.Thread(target=client, args=(bodies[i::clients],)) for i in range(clients)]
-start = time.perf_counter()
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-print(json.dumps({"seconds": time.perf_counter() - start, "tokens": sum(tokens)}))
-"""
+CLIENTS = Path(__file__).with_name("http_load.py")
 GREETING = {"prompt": "Calculate 17 + 25.", "max_tokens": 1, "stream": True}
 
 
@@ -94,7 +76,7 @@ def server(*options: str, policy: str = "tiny-wc") -> Iterator[Server]:
 
 def storm(port: int, clients: int, bodies: list[dict[str, Any]]) -> dict[str, float]:
     """Send the bodies from so many clients at once; seconds and tokens."""
-    command = [sys.executable, "-c", CLIENTS, str(port), str(clients)]
+    command = [sys.executable, str(CLIENTS), str(port), str(clients)]
     done = subprocess.run(command, input=json.dumps(bodies), capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found

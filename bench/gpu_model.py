@@ -96,6 +96,8 @@ def decode(suite: Suite) -> None:
         cases += [("8B", "beam", 4)]
     decoders: dict[str, Decoder] = {}
     for model, kind, problems in cases:
+        if suite.late(f"decode, {model} {kind} {64 * problems} leaves"):
+            continue
         if model not in decoders:
             decoders.clear()
             decoders[model] = decoder_of(suite, model)
@@ -177,6 +179,8 @@ def prm(suite: Suite) -> None:
     names = ["1B"] if suite.dry or suite.quick else ["1B", "8B"]
     leaves, depth, prompt = (4, 1, 20) if suite.dry else (64, 10, 512)
     for name in names:
+        if suite.late(f"prm, {name}"):
+            continue
         decoder = decoder_of(suite, name, lm_head=False)
         grown = grow("beam", leaves=leaves, depth=depth, prompt=prompt)
         new = 4 if suite.dry else 24  # the tips are what is new

@@ -24,15 +24,17 @@ class Peer:
     note: str = ""
 
 
-def peers(q: Tensor, k: Tensor, v: Tensor, grown: Grown, *, prompt: int, dry: bool) -> Iterator[Peer]:
+def peers(
+    q: Tensor, k: Tensor, v: Tensor, grown: Grown, *, prompt: int, dry: bool, flex_too: bool
+) -> Iterator[Peer]:
     """Peers on queries [leaves, heads, d] and pools [pages, kv heads, 16, d]."""
     yield Peer("two-level cascade of ours", cascade(q, k, v, grown, prompt))
     try:
-        yield Peer(
-            "flex_attention, flattened tree", flex(q, k, v, grown, compiled=not dry), "mask made beforehand"
-        )
+        if dry or flex_too:
+            attend = flex(q, k, v, grown, compiled=not dry)
+            yield Peer("flex_attention, flattened tree", attend, "mask made beforehand")
     except Exception as error:  # torch's compiler raises what it likes
-        yield Peer("flex_attention", None, f"{type(error).__name__}: {str(error).splitlines()[0][:90]}")
+        yield Peer("flex_attention", None, f"{type(error).__name__}: {str(error)[:90]}")
     yield from flashinfer(q, k, v, grown)
 
 

@@ -26,6 +26,7 @@ def milliseconds(leaves: int, side: str, kind: str) -> float:
 
     from wcse.kernels.triton import attention as kernels
     from wcse.kernels.triton import work
+    from wcse.kernels.triton.rates import device_rates
 
     shape, device = SHAPES["1B"], torch.device("cuda")
     grown = grow(kind, leaves=64, depth=10, trees=leaves // 64)
@@ -38,7 +39,7 @@ def milliseconds(leaves: int, side: str, kind: str) -> float:
         shape.head_dim,
         tile_m=16 if side == "alone" else None,
         tile_rows=1 if side == "alone" else None,
-        rates=work.device_rates(device),
+        rates=device_rates(device),
     )
     if side == "model":
         return attention(MACHINES["h200"], shape, plan.list(0)).seconds * 1e3

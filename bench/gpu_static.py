@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from wcse.kernels.triton import advance, attention, rows, sampler, score, work
+from wcse.kernels.triton import advance, attention, rows, sampler, score, wide_rows, work
 
 RESULTS = Path(__file__).parent / "results" / "static"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -60,7 +60,7 @@ class Case:
         aligned = {
             (i,): [["tt.divisibility", 16]]
             for i, name in enumerate(names)
-            if signature[name].startswith("*") or name.startswith("stride")
+            if signature[name].startswith("*") or name.startswith("stride") or name == "V"
         }
         constants = {(names.index(name),): value for name, value in self.constants.items()}
         return ASTSource(fn=self.kernel, signature=signature, constexprs=constants, attrs=aligned)
@@ -115,6 +115,7 @@ def cases() -> Iterator[Case]:
         yield Case("merge", attention.merge_kernel, parts, constants, 4, shape=f"d{d} bf16")
     yield from row_cases()
     yield from sampler_cases()
+    yield from score_cases()
     yield from loop_cases()
 
 
@@ -164,21 +165,25 @@ def row_cases() -> Iterator[Case]:
 
 
 def sampler_cases() -> Iterator[Case]:
-    types = {"logits_ptr": "*bf16", "key_ptr": "*i64", "logprob_ptr": "*fp32"}
-    types |= {name: "*fp32" for name in ("temperature_ptr", "top_p_ptr", "min_p_ptr")}
-    for kind in ("*bf16", "*fp32"):
-        constants = dict(sampler.launch_options(torch.bfloat16 if kind == "*bf16" else torch.float32))
-        warps = int(str(constants.pop("num_warps")))
-        yield Case(
-            "sample", sampler.sample_kernel, types | {"logits_ptr": kind}, constants, warps, shape=kind[1:]
-        )
+    """Of a vocabulary of 128k."""
+    floats = ("temperature", "top_p", "min_p", "chunk_top", "chunk_raw", "chunk_sum", "logprob")
+    types = {f"{name}_ptr": "*fp32" for name in floats} | {"key_ptr": "*i64"}
+    kernels = (sampler.scan_kernel, sampler.pick_kernel, wide_rows.wide_kernel)
+    for kind in (torch.bfloat16, torch.float32):
+        for kernel, options in zip(kernels, sampler.constants(128_256, kind), strict=True):
+            kinds = types | {"logits_ptr": f"*{NAMES[kind]}"}
+            constants = {name: value for name, value in options.items() if name != "num_warps"}
+            name = f"sample {kernel.__name__.removesuffix('_kernel')}"
+            yield Case(name, kernel, kinds, constants, options["num_warps"], shape=NAMES[kind])
+
+
+def score_cases() -> Iterator[Case]:
     types = {n: "*bf16" for n in ("x_ptr", "weight_ptr", "bias_ptr")}
     types |= {"known_ptr": "*fp64", "out_ptr": "*fp64"}
     constants = {"N": 4096, "BLOCK": 4096, "COLUMNS": 2, "BIAS": False, "RELU": False, "BOUNDED": True}
     yield Case("score_steps", score.score_kernel, types, constants, 8, shape="4096 -> 2")
-    constants = {"K": 16, "BLOCK": 64}
-    types = {"score_ptr": "*fp32"}
-    yield Case("group_top_k", score.group_top_k_kernel, types, constants, 1, shape="16 of 64")
+    types = {n: "*fp64" for n in ("path_ptr", "order_ptr", "best_ptr", "out_ptr")}
+    yield Case("enter_groups", score.enter_kernel, types, {"BLOCK": 128}, 1, shape="16 places, 64 steps")
 
 
 def runs_on(case: Case, arch: str) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -47,6 +49,20 @@ class Suite:
     gemm_rate: float = 0.0  # FLOPs a second
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    deadline: float = math.inf  # of the part, by the monotonic clock
+
+    def late(self, what: str) -> bool:
+        """Whether the part's time is over; the case is skipped then."""
+        if time.monotonic() < self.deadline:
+            return False
+        self.skip(what, "the part's time is over; run it alone (--parts)")
+        return True
+
+    def fail(self, what: str, error: Exception) -> None:
+        """Note a case that went wrong; the others go on."""
+        self.failed.append(f"{what}: {type(error).__name__}: {error}")
+        print(f"-- FAILED {self.failed[-1]}", flush=True)
 
     def time(
         self,
@@ -140,7 +156,11 @@ def write(suite: Suite) -> Path:
     parts = "-".join(dict.fromkeys(row.part for row in suite.rows))
     path = RESULTS / f"{about['date'][:10]}-gpu-{parts}.json"
     rows = [asdict(row) for row in suite.rows]
-    path.write_text(json.dumps({"environment": about, "rows": rows, "skipped": suite.skipped}, indent=1))
+    path.write_text(
+        json.dumps(
+            {"environment": about, "rows": rows, "skipped": suite.skipped, "failed": suite.failed}, indent=1
+        )
+    )
     return path
 
 

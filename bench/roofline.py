@@ -2,10 +2,11 @@
 
     python bench/roofline.py [--machine h200] [--write]
 
-Nothing here is measured. Bytes, rows and tiles come from the work lists that the kernels would get; rates are a data
-sheet's less what a good copy and a good GEMM reach, or, with ``Machine.measured``, those of a run of ``bench_gpu.py``.
-A resource that is not the slowest counts for a third, for they overlap imperfectly; that third, and the shares that
-peers are granted, are assumptions. ``--write`` stores ``results/static/roofline.json`` and ``roofline.md``.
+Nothing here is measured. Bytes, rows and tiles come from the work lists that the kernels would get, instructions from
+``results/static``; rates are a data sheet's less what a good copy and a good GEMM reach, or, with ``Machine.measured``,
+those of a run of ``bench_gpu.py``. A resource that is not the slowest counts for a third, for they overlap imperfectly
+(``rates.OVERLAP``); that third, and the shares that peers are granted, are assumptions. ``--write`` stores
+``results/static/roofline.json`` and ``roofline.md``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from gpu_trees import KINDS, STEP, Grown, grow
 
 from wcse import _core
 from wcse.kernels.triton import work
+from wcse.kernels.triton.rates import Device, Load, Resources
 
 RESULTS = Path(__file__).parent / "results" / "static"
-OVERLAP = 0.35  # of every resource but the slowest
 PEER = 0.85  # of the copy rate that peers' kernels are granted
 PROMPT = 512
 
@@ -36,37 +37,44 @@ class Machine:
     memory: float  # a copy, read and written
     cache: float  # L2
     gemm: float  # bfloat16 product of large matrices, sustained
-    tiles: tuple[float, ...]  # attention by rows of a tile (``work.TILE_M``), sustained
+    tensor: float  # bfloat16 products at most
     processors: int
     clock: float
+    major: int = 9
     launch: float = 1.3e-6  # of a kernel inside a graph
     eight: float = 1.6  # how much faster GEMMs of 8 bits are
 
     @property
-    def exponents(self) -> float:
-        """Exponentials a second: sixteen a clock and processor."""
-        return self.processors * 16 * self.clock
+    def issue(self) -> float:
+        """Instructions of warps a second."""
+        return self.processors * 4 * self.clock
 
-    def device(self) -> work.Device:
-        """For the choice of tiles."""
-        return work.Device(processors=self.processors, memory=self.memory, cache=self.cache, flops=self.tiles)
+    def device(self) -> Device:
+        """For the choice of tiles, and the time of attention."""
+        return Device(
+            major=self.major,
+            processors=self.processors,
+            memory=self.memory,
+            cache=self.cache,
+            tensor=self.tensor,
+            clock=self.clock,
+        )
 
     def measured(self, *, memory: float, gemm: float) -> Machine:
         """With rates of a run in place of assumed ones; the others keep their proportion."""
-        scale = gemm / self.gemm
         return replace(
             self,
             memory=memory,
             cache=self.cache * memory / self.memory,
             gemm=gemm,
-            tiles=tuple(rate * scale for rate in self.tiles),
+            tensor=self.tensor * gemm / self.gemm,
         )
 
 
 MACHINES = {
-    "h200": Machine("H200", 4.3e12, 5.5e12, 600e12, (150e12, 250e12, 400e12, 500e12), 132, 1.75e9),
-    "h100": Machine("H100 SXM", 3.0e12, 5.5e12, 600e12, (150e12, 250e12, 400e12, 500e12), 132, 1.75e9),
-    "a100": Machine("A100 80G", 1.75e12, 4.0e12, 250e12, (90e12, 130e12, 160e12, 180e12), 108, 1.41e9),
+    "h200": Machine("H200", 4.3e12, 5.5e12, 600e12, 989e12, 132, 1.75e9),
+    "h100": Machine("H100 SXM", 3.0e12, 5.5e12, 600e12, 989e12, 132, 1.75e9),
+    "a100": Machine("A100 80G", 1.75e12, 4.0e12, 250e12, 312e12, 108, 1.41e9, major=8),
 }
 
 
@@ -108,38 +116,36 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Attention:
-    """One layer of attention: seconds of each resource and of all together."""
+    """One layer of attention."""
 
-    memory: float
-    cache: float
-    tensor: float
-    exponents: float
+    resources: Resources
     launches: float
     unique: float  # bytes of keys and values that must be read at least
 
     @property
     def seconds(self) -> float:
-        parts = (self.memory, self.cache, self.tensor, self.exponents)
-        return max(parts) + OVERLAP * (sum(parts) - max(parts)) + self.launches
+        return self.resources.seconds + self.launches
+
+    @property
+    def bound(self) -> float:
+        """If all resources overlapped."""
+        return self.resources.bound + self.launches
 
 
 def attention(machine: Machine, shape: Shape, list_: work.DeviceList) -> Attention:
     """Our kernel on a work list, and the merge where lists were split."""
-    rows = len(list_.row_pos)
-    tokens, tile = list_.traffic.read, list_.tile_m
-    row_bytes = shape.heads * shape.head_dim * 2
-    partials = list_.n_slots * shape.heads * (shape.head_dim + 1) * 4
-    other = 2 * rows * row_bytes + 2 * partials  # queries and results; partials are written and read
-    pages = _whole_pages(list_) * shape.kv
-    flops = 4.0 * tokens * shape.head_dim * tile * shape.kv_heads
-    return Attention(
-        memory=(pages + other) / machine.memory,
-        cache=(tokens * shape.kv + other) / machine.cache,
-        tensor=flops / machine.tiles[work.TILE_M.index(tile)],
-        exponents=tokens * tile * shape.kv_heads / machine.exponents,
-        launches=machine.launch * (2 if list_.n_slots else 1),
-        unique=list_.traffic.unique * shape.kv,
+    load = Load(
+        tile_m=list_.tile_m,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        stored=_whole_pages(list_),
+        read=list_.traffic.read,
+        items=list_.n_items,
+        rows_bytes=4.0 * list_.n_rows * shape.heads * shape.head_dim,
+        partial_bytes=float(list_.n_slots * shape.heads * (2 * shape.head_dim + 4)),
     )
+    launches = machine.launch * (2 if list_.n_slots else 1)
+    return Attention(machine.device().resources(load), launches, list_.traffic.unique * shape.kv)
 
 
 def _whole_pages(list_: work.DeviceList) -> int:
@@ -193,14 +199,31 @@ def elementwise(machine: Machine, shape: Shape, rows: int) -> float:
     return shape.layers * rows * per_row / (0.8 * machine.memory)
 
 
-def sampling(machine: Machine, vocab: int, rows: int, *, passes: int) -> float:
-    """Seconds of a sampler that reads 16-bit logits once from memory and ``passes`` times from L2."""
+def sampling(machine: Machine, vocab: int, rows: int, way: str = "temperature") -> float:
+    """Seconds of a sampler of 16-bit logits. Ways: ``SAMPLERS``, or "sort".
+
+    The logits are read once; the time is that, or that of the instructions, which ``gpu_static.py`` counts.
+    """
     size = rows * vocab * 2.0
-    return size / (0.9 * machine.memory) + passes * size / machine.cache
+    if way == "sort":
+        return size / (0.9 * machine.memory) + SORT_PASSES * size / machine.cache
+    scan, pick, passes = SAMPLERS[way]
+    read = max(size / (0.9 * machine.memory), rows * vocab / 32 * scan / machine.issue)
+    chosen = rows * 4 * pick / machine.issue  # four warps a row
+    wide = passes * max(size / machine.cache, rows * vocab / 32 * WIDE / machine.issue)
+    return read + chosen + wide + 3 * machine.launch
 
 
-SAMPLER_PASSES = {"greedy": 1, "temperature": 3, "top-p": 7}
-"""Of kernels/triton/sampler.py with bfloat16: maximum, mass, narrowing (three), masses again, draw; less the first."""
+SAMPLERS = {
+    "greedy": (12.0, 400.0, 0.0),
+    "temperature": (18.3, 900.0, 0.0),
+    "top-p": (18.3, 8200.0, 0.0),
+    "top-p, flat rows": (18.3, 5000.0, 5.0),
+}
+"""Of kernels/triton/sampler.py on sm_90, bfloat16: instructions of a warp for 32 logits in the scan; of a warp for the
+draw of a row; and passes of flat rows (three that narrow, two that weigh, and those that look for ties and the token).
+"""
+WIDE = 60.0  # instructions of a warp for 32 logits in the longest of those passes
 
 SORT_PASSES = 30  # of a sort-based sampler: keys and values of 8 bytes, several radix passes
 
@@ -242,7 +265,7 @@ def decode_step(
     layer: float,
     rows: int,
     *,
-    passes: int = SAMPLER_PASSES["temperature"],
+    way: str = "temperature",
     kernels: int = 9,
 ) -> Step:
     """One token for ``rows`` rows; ``layer`` is the time of one layer's attention."""
@@ -251,7 +274,7 @@ def decode_step(
         gemm(machine, shape.head, rows),
         shape.layers * layer,
         elementwise(machine, shape, rows),
-        sampling(machine, shape.vocab, rows, passes=passes),
+        sampling(machine, shape.vocab, rows, way),
         shape.layers * kernels * machine.launch,
     )
     return Step(*(part * 1e3 for part in parts))
@@ -274,11 +297,7 @@ def cases(machine: Machine) -> dict[str, Any]:
     found["sampling"] = {
         "rows": 4096,
         "vocabulary": 128256,
-        **{
-            f"{name} ms": sampling(machine, 128256, 4096, passes=n) * 1e3
-            for name, n in SAMPLER_PASSES.items()
-        },
-        "sort ms": sampling(machine, 128256, 4096, passes=SORT_PASSES) * 1e3,
+        **{f"{way} ms": sampling(machine, 128256, 4096, way) * 1e3 for way in (*SAMPLERS, "sort")},
     }
     found["score_steps 4096 x 4096 us"] = (4096 * 4096 * 2 / (0.85 * machine.memory) + machine.launch) * 1e6
     found["samples"] = [_samples_row(machine, kind) for kind in ("best-of-n", "dvts")]
@@ -296,6 +315,7 @@ def _attention_row(machine: Machine, shape: Shape, kind: str, grown: Grown) -> d
         "tile": list_.tile_m,
         "layer us": ours.seconds * 1e6,
         "share of copy rate, unique bytes": ours.unique / ours.seconds / machine.memory,
+        "if all overlapped": ours.unique / ours.bound / machine.memory,
         "faster than per sequence": alone / ours.seconds,
         "faster than cascade": levels / ours.seconds,
     }

@@ -62,15 +62,16 @@ def versus(
     ours: Callable[[], object],
     peer: Callable[[], object],
     *,
-    flops: float = 0.0,
-    bytes: float = 0.0,
+    flops: float,
+    bytes: float,
     rounds: int = 30,
 ) -> None:
     """Time ``ours`` beside ``peer``; how many times faster, and the roofline, go to ``extra_info``.
 
-    The roofline: floors of FLOPs and bytes, and the shares of the peaks that are measured in the same run. The ratio is
-    the median over rounds. The shares use the 20th percentile of our time: the peak, too, is that of undisturbed
-    moments. With benchmarks disabled both sides run once.
+    The roofline: the FLOPs and bytes that any kernel must at least do and move, the shares of the peaks that are
+    measured in the same run, and which of the two is the nearer one. The ratio is the median over rounds. The shares
+    use the 20th percentile of our time: the peak, too, is that of undisturbed moments. With benchmarks
+    disabled both sides run once.
     """
     if benchmark.disabled:
         benchmark(ours)
@@ -87,18 +88,20 @@ def versus(
         "threads": threads,
         "isa": _core.cpu_isa(),
     }
-    if flops:
-        peak = _core.fma_peak(threads)
-        benchmark.extra_info |= {
-            "fma_peak_gflops": peak / 1e9,
-            "flops": flops,
-            "share_of_fma_peak": flops / (spread(seconds["ours"])["p20"] / 1e3) / peak,
-        }
-    if bytes:
-        rate = copy_rate()
-        benchmark.extra_info |= {
-            "bytes": bytes,
-            "copy_gbytes_s": rate / 1e9,
-            "share_of_copy_rate": bytes / (spread(seconds["ours"])["p20"] / 1e3) / rate,
-        }
+    benchmark.extra_info |= roofline(flops, bytes, spread(seconds["ours"])["p20"] / 1e3, threads)
     benchmark.pedantic(ours, rounds=5)
+
+
+def roofline(flops: float, bytes: float, seconds: float, threads: int) -> dict[str, Any]:
+    """Floors, measured peaks, and the shares of them that ``seconds`` reach."""
+    peak, rate = _core.fma_peak(threads), copy_rate()
+    shares = {"fma_peak": flops / seconds / peak, "copy_rate": bytes / seconds / rate}
+    return {
+        "flops": flops,
+        "bytes": bytes,
+        "fma_peak_gflops": peak / 1e9,
+        "copy_gbytes_s": rate / 1e9,
+        "share_of_fma_peak": shares["fma_peak"],
+        "share_of_copy_rate": shares["copy_rate"],
+        "bound_by": max(shares, key=shares.__getitem__),
+    }

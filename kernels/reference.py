@@ -277,15 +277,17 @@ def path_scores(scores: Tensor, known: Tensor, above: Tensor) -> Tensor:
     return torch.stack(paths[len(known) :]) if len(scores) else known.double()[:0]
 
 
-def group_top_k(scores: Tensor, bounds: Tensor, k: int) -> Tensor:
-    """Places of the k best of each group, best first; lower places first, NaN last, -1 where there are fewer."""
-    out = torch.full((len(bounds) - 1, k), -1, dtype=torch.int32)
-    for g, (begin, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
-        ranked = torch.where(scores.isnan(), -math.inf, scores)[begin:end]
-        broken = scores[begin:end].isnan().tolist()
-        places = sorted(range(end - begin), key=lambda i: (broken[i], -float(ranked[i]), i))[:k]
-        out[g, : len(places)] = torch.tensor([begin + i for i in places], dtype=torch.int32)
-    return out.to(scores.device)
+def enter_groups(paths: Tensor, groups: Any) -> None:
+    """Enter each path in its group, float64 [S, 5]. Shapes as in ``ops.scoring.Groups``."""
+    last, least, logs, total, steps = paths.double().cpu().unbind(1)
+    values = torch.stack([last, least, logs.exp(), total / steps]).nan_to_num(-math.inf, math.inf, -math.inf)
+    bounds, group = groups.bounds.tolist(), groups.group.tolist()
+    for g, how in enumerate(groups.how.tolist()):
+        begin, end = bounds[g], bounds[g + 1]
+        new = [(float(values[how, s]), float(groups.order[s])) for s in range(len(group)) if group[s] == g]
+        old = [(value, order) for value, order in groups.best[begin:end].tolist()]
+        ranked = sorted(old + new, key=lambda place: (-place[0], place[1]))
+        groups.best[begin:end] = torch.tensor(ranked[: end - begin], dtype=torch.float64).reshape(-1, 2)
 
 
 def advance(drawn: Tensor, logprobs: Tensor, rows: Any, table: Tensor) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -272,6 +274,24 @@ def test_sizes_of_a_plan() -> None:
     assert of_sizes(blocks, [64, 256]) == [Block("m", ("wcse",), "a", (64,))]
     with pytest.raises(ValueError, match=r"n=\[2\]: the plan has \[1, 16, 64\]"):
         of_sizes(blocks, [2])
+
+
+def test_a_server_as_a_side_ends_with_it(tmp_path: Path) -> None:
+    """Requests over HTTP through our own server; a side that is told to end takes its server along."""
+    side = entry_named("wcse-serve").start(tmp_path / "log", 1)
+    model = {"path": "tiny-wc", "cache": str(tmp_path), "policy": "tiny-wc"}
+    side.ask(
+        {"op": "load", "model": model, "precision": "float32", "threads": 1, "workloads": ["serve"]}, 120
+    )
+    shape = Shape(prompt_tokens=40, new_tokens=6, requests=2)
+    reply = side.ask(request(Cell("serve", 3), "http", list(range(10, 50)), shape, 1), 60)
+    assert reply["tokens"] == 2 * 3 * 6 and reply["extra"] == {"completions": 6} and reply["peak_rss"] > 0
+    process = side._process.pid
+    (server,) = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    os.kill(process, signal.SIGTERM)
+    assert side._process.wait(30) == 143
+    assert not Path(f"/proc/{server}").exists()
+    side.close()
 
 
 def test_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wcse.budget import Account, Budget
+from wcse.data.fingerprint import fingerprint_models
 from wcse.data.record import SolveRecord
 from wcse.flops import ModelCost
 from wcse.ledger import Ledger
 from wcse.models.spec import LayerSpec, ModelSpec, Rope
+from wcse.optimal.difficulty import Difficulty
+from wcse.optimal.fit import Column, Table
+from wcse.optimal.grid import Cell
+from wcse.optimal.policy_file import save
 from wcse.problems import load_problems
 from wcse.recipe import Recipe
 from wcse.solve import solve_all
-from wcse.types import Problem, WcseError
+from wcse.types import PROBE, Problem, WcseError
 
 COST = ModelCost(params=100, attention=8)
 
@@ -103,7 +109,10 @@ def test_a_prompt_beyond_the_budget_is_refused() -> None:
 # --- on a real engine
 
 PROBLEMS = "gsm_symbolic:size=3,seed=30000000"
-STRATEGIES = ("majority", "weighted_best_of_n", "beam_search", "mcts", "adaptive_vote(chunk=2)")
+STRATEGIES = (
+    *("majority", "weighted_best_of_n", "beam_search", "mcts", "adaptive_vote(chunk=2)"),
+    "lookahead_search(lookahead=2)",
+)
 
 
 def recipe(**options: Any) -> Recipe:
@@ -118,7 +127,7 @@ def problems() -> list[Problem]:
 
 def logical(record: SolveRecord) -> int:
     tokens = record.prompt_tokens + sum(len(node.token_ids) for node in record.nodes)
-    return tokens * (2 if record.ledger.prm_flops else 1)
+    return tokens * (3 if record.ledger.prm_flops else 1)  # the verifier is two models
 
 
 def plain(records: list[SolveRecord]) -> list[SolveRecord]:
@@ -136,6 +145,30 @@ def test_a_token_budget_is_kept_and_cuts_at_the_same_token_in_every_batch(proble
     assert any(node.finish == "budget" for record in records for node in record.nodes)
     again = solve_all(recipe(budget="tokens=560", batch_size=2), problems)
     assert plain(records) == plain(again)
+
+
+def test_probes_of_the_difficulty_are_charged(problems: list[Problem], tmp_path: Path) -> None:
+    """Two probes, then a beam: both within the limit, which the probes alone would not reach."""
+    models = {"policy": "tiny-wc", "prm": "tiny-wc-prm"}
+    cells = tuple(Cell(text, 4, False) for text in ("beam_search(n=2)", "beam_search(n=2)"))
+    difficulty = Difficulty("verifier", samples=2)
+    file = tmp_path / "policy.json"
+    save(
+        file,
+        Table((0.5,), {4: Column(True, cells)}),
+        difficulty,
+        agg_strategy="last",
+        recipe=models,
+        inputs=fingerprint_models(models),
+    )
+    options = {"strategies": ("auto",), "strategy_policy": str(file)}
+    free = {record.key: logical(record) for record in solve_all(recipe(**options), problems)}
+    records = solve_all(recipe(budget="tokens=700", **options), problems)
+    assert all(logical(record) <= 700 for record in records)
+    assert any(free[record.key] > 700 for record in records)
+    for record in records:
+        probes = sum(len(node.token_ids) for node in record.nodes if node.path[0] >= PROBE)
+        assert 0 < 3 * (record.prompt_tokens + probes) < 700
 
 
 @pytest.mark.parametrize("budget", ["flops=1.6e9", "money=.0007,price_in=1,price_out=3,price_prm=1"])

@@ -62,6 +62,7 @@ def test_exact_rules(tmp_path: Path) -> None:
         ("approach: beem_search", r"approach='beem_search' is unknown \(did you mean 'beam_search'\?\)"),
         ("modelpath: x", r"unknown key 'modelpath' \(did you mean 'model_path'\?\)"),
         ("dataset_start: 5", "only a start at 0"),
+        ("custom_chat_template: '{{ messages }}'", "rendered by the model's own template"),
         ("- a\n- b", "not a recipe"),
         ("a: [", "not YAML"),
         ("!!python/object:os.system x", "not YAML"),

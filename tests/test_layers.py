@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import wcse
+from wcse.search import STRATEGIES
 
 ROOT = Path(wcse.__file__).parent
 LAYERS = (
@@ -61,6 +62,23 @@ def test_imports_point_downwards() -> None:
 def test_search_imports_no_engine() -> None:
     for file in (ROOT / "search").glob("*.py"):
         assert _imported(file) <= {"types", "votes", "search"}, file
+
+
+def test_strategies_are_short() -> None:
+    for file in (ROOT / "search").glob("*.py"):
+        if file.stem in STRATEGIES or file.stem in ("rollout", "compat", "auto"):
+            assert _code_lines(file) <= 65, file
+
+
+def _code_lines(file: Path) -> int:
+    """Lines that are neither blank nor comment nor docstring."""
+    text = file.read_text(encoding="utf-8")
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            prose |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(text.splitlines(), 1)
+    return sum(bool(line.split("#")[0].strip()) and number not in prose for number, line in lines)
 
 
 def _imported(file: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from wcse.search import SearchConfig
 from wcse.search.auto import Choice, Choices, auto, bin_of
 from wcse.search.best_of_n import best_of_n
 from wcse.solve import solve_all
-from wcse.types import PROBE, Chosen, Problem, WcseError
+from wcse.types import PROBE, Chosen, Problem, Search, WcseError
 
 BASE = SearchConfig(n=16, agg_strategy="last")
 
@@ -92,17 +93,21 @@ def world(count: int = 200) -> Grid:
 
     cells = (
         cell("weighted_best_of_n(n=16)", True, 0.9, 0.2),
-        cell("beam_search(n=12)", False, 0.6, 0.6),
         replace(cell("beam_search(n=16)", False, 0.65, 0.6), n=16),
     )
+    probed = replace(cell("beam_search(n=12)", False, 0.6, 0.6), tokens=dict.fromkeys(names, 120.0))
     values = {n: 0.9 if easy[n] else 0.3 for n in names}
-    return Grid(cells, Difficulty("verifier", samples=4), values, dict.fromkeys(names, 20.0))
+    return Grid(cells, Difficulty("verifier", samples=4), values, dict.fromkeys(names, 20.0), (probed,))
 
 
 def test_each_bin_gets_what_pays_there() -> None:
     table = fit(world(), (16,))
     assert table.edges == (0.9,)
-    assert [cell.strategy for cell in table.choices[16]] == ["weighted_best_of_n(n=16)", "beam_search(n=12)"]
+    assert table.choices[16].probed
+    assert [cell.strategy for cell in table.choices[16].cells] == [
+        "weighted_best_of_n(n=16)",
+        "beam_search(n=12)",
+    ]
 
 
 def test_cross_validated_gain_and_its_cost() -> None:
@@ -120,19 +125,38 @@ def test_one_fold_decides_nothing_about_itself() -> None:
     ranks = grid.difficulty.assign(grid.values)
     folds = fold_bins(ranks, 0)
     half = [name for name in grid.problems if folds[name] == 0]
-    shuffled = Grid(
-        tuple(replace(c, accuracy=c.accuracy | {n: 1 - c.accuracy[n] for n in half}) for c in grid.cells),
-        grid.difficulty,
-        grid.values,
-        grid.probe_tokens,
-    )
+
+    def turned(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+        return tuple(replace(c, accuracy=c.accuracy | {n: 1 - c.accuracy[n] for n in half}) for c in cells)
+
+    shuffled = replace(grid, cells=turned(grid.cells), probed=turned(grid.probed))
     other = [name for name in grid.problems if folds[name] == 1]
-    assert [c.strategy for c in fit(grid, (16,), other).choices[16]] == [
-        c.strategy for c in fit(shuffled, (16,), other).choices[16]
-    ]
-    assert [c.strategy for c in fit(grid, (16,), half).choices[16]] != [
-        c.strategy for c in fit(shuffled, (16,), half).choices[16]
-    ]
+
+    def strategies(grid: Grid, names: list[str]) -> list[str]:
+        return [cell.strategy for cell in fit(grid, (16,), names).choices[16].cells]
+
+    assert strategies(grid, other) == strategies(shuffled, other)
+    assert strategies(grid, half) != strategies(shuffled, half)
+
+
+def test_where_looking_does_not_pay_the_best_strategy_has_the_whole_budget(tmp_path: Path) -> None:
+    """Sampling is no better on easy problems than the beam, so probes only take from it."""
+    grid = world()
+    beam = next(cell for cell in grid.cells if not cell.sampler)
+    dull = replace(
+        grid, cells=(replace(beam, strategy="dvts(n=16)", accuracy=dict.fromkeys(grid.problems, 0.9)), beam)
+    )
+    column = fit(dull, (16,)).choices[16]
+    assert not column.probed and [cell.strategy for cell in column.cells] == ["dvts(n=16)"]
+    point = cross_validate(dull, 16)
+    assert point["gain"] == 0 and point["auto"]["tokens"] == point["auto"]["tokens_without_probes"] == 100
+    file = tmp_path / "policy.json"
+    save(file, fit(dull, (16,)), Difficulty(), agg_strategy="last", recipe=MODELS, inputs=PRINTS)
+    found = read_policy(str(file), names=MODELS, inputs=PRINTS).choices(16, SearchConfig())
+    assert (found.samples, found.edges, len(found.bins)) == (0, (), 1)
+    policy = FakePolicy(1, max_steps=10**6)
+    assert 4 < len(outcome(auto(make_root(), found), policy).solutions) <= 16
+    assert all(path[0] < PROBE for path in policy.tree)
 
 
 def test_noise_does_not_leave_the_default() -> None:
@@ -171,6 +195,28 @@ def test_grid_of_a_run(tmp_path: Path) -> None:
         read_grid(folder, (8,), Difficulty(samples=9))
 
 
+def test_probes_vote_with_the_search_that_follows_them(tmp_path: Path) -> None:
+    """The joined cell is the weighted vote over a search's solutions and the last samples, at the cost of both."""
+    names = sweep(["beam_search"], (8,), 4, scored=True, beam_width=4)
+    folder = fake_runs.write(tmp_path, names)
+    grid = read_grid(folder, (8,), Difficulty("verifier", samples=4))
+    (cell,) = [cell for cell in grid.after_probes(8) if not cell.sampler]
+    assert cell.strategy == "beam_search(n=4)"
+    found = {(r.problem.id, r.strategy): r for r in read_records(folder)}
+    changed = 0
+    for name in grid.problems:
+        search, samples = found[name, "beam_search(n=4)"], found[name, "best_of_n"]
+        weights: Counter[str] = Counter()
+        for solution in (*search.solutions, *samples.solutions[-4:]):
+            if solution.answer is not None:
+                weights[solution.answer] += solution.agg or 0.0  # type: ignore[assignment]
+        best = max(weights, key=lambda answer: weights[answer], default=None)
+        assert cell.accuracy[name] == float(best == search.problem.answer)
+        changed += best != search.answer
+        assert cell.tokens[name] > search.ledger.policy_computed + search.ledger.prm_computed
+    assert changed
+
+
 def test_tree_budgets() -> None:
     assert tree_budgets((4, 16), 4, 4) == [4, 12, 16]
     assert tree_budgets((4, 16), 2, 4) == [4, 12, 16]
@@ -199,23 +245,26 @@ def test_auto_measures_chooses_and_stays_within_n() -> None:
     seen = set()
     for seed in range(20):
         policy = FakePolicy(seed, max_steps=10**6)
-        leaves = run(auto(make_root(), choices()), policy)
-        probes = [leaf for leaf in leaves if leaf.path[0] >= PROBE]
+        result = outcome(auto(make_root(), choices()), policy)
         firsts = {path[0] for path in policy.tree}
-        assert len(firsts) == 8 and {PROBE, PROBE + 1, PROBE + 2} <= firsts
-        assert len(leaves) == (8 if probes else 5)  # a sample set goes on from the probes
-        seen.add(len(leaves))
-    assert seen == {5, 8}
+        assert firsts == {*range(5), PROBE, PROBE + 1, PROBE + 2}
+        assert {leaf.path[0] for leaf in result.solutions} == firsts  # the probes vote, too
+        seen.add(result.selector)
+    assert seen == {"majority", "argmax"}
 
 
-def test_auto_says_which_selector_chooses() -> None:
-    policy = FakePolicy(1, max_steps=10**6)
-    strategy = auto(make_root(), choices(feature="agreement", edges=(0.01,)))
+def outcome(strategy: Search, policy: FakePolicy) -> Chosen:
     request = next(strategy)
     with pytest.raises(StopIteration) as stop:
         while True:
             request = strategy.send(policy.answer(request))
-    assert isinstance(stop.value.value, Chosen) and stop.value.value.selector == "majority"
+    assert isinstance(stop.value.value, Chosen)
+    return stop.value.value
+
+
+def test_auto_says_which_selector_chooses() -> None:
+    strategy = auto(make_root(), choices(feature="agreement", edges=(0.01,)))
+    assert outcome(strategy, FakePolicy(1, max_steps=10**6)).selector == "majority"
 
 
 def test_auto_without_a_table_is_refused() -> None:
@@ -242,7 +291,7 @@ def test_policy_file_round_trip(policy_file: Path) -> None:
     assert loaded.edges == (0.9,)
     assert [choice.selector for choice in loaded.bins] == ["weighted", "weighted"]
     assert loaded.bins[0].run is None and loaded.bins[1].run is not None
-    assert len(run(auto(make_root(), loaded), FakePolicy(3, max_steps=10**6))) in (12, 16)
+    assert len(run(auto(make_root(), loaded), FakePolicy(3, max_steps=10**6))) == 16
 
 
 @pytest.mark.parametrize(
@@ -261,7 +310,11 @@ def test_policy_file_round_trip(policy_file: Path) -> None:
             "difficulty feature 'oracle' cannot be measured",
         ),
         ({"edges": [0.9, 0.5]}, 16, "2 bins but 2 edges"),
-        ({"budgets": {"16": ["beem", "dvts"]}}, 16, "strategy='beem' is unknown"),
+        (
+            {"budgets": {"16": {"probed": True, "strategies": ["beem", "dvts"]}}},
+            16,
+            "strategy='beem' is unknown",
+        ),
         ({"budgets": None}, 16, "not a policy file of wcse optimal"),
     ],
 )
@@ -315,12 +368,13 @@ def test_optimal_then_auto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             "max_tokens": 160,
         }
     )
+    data = json.loads(file.read_text())
     problems = [Problem(f"a{i}", f"Calculate {i} + 12.", str(i + 12)) for i in range(4)]
     for record in solve_all(recipe, problems):
         assert 1 <= len({node.path[0] for node in record.nodes}) <= 4
-        assert sum(node.path == (PROBE + i,) for node in record.nodes for i in (0, 1)) == 2
+        drawn = sum(node.path == (PROBE + i,) for node in record.nodes for i in (0, 1))
+        assert drawn == (2 if data["budgets"]["4"]["probed"] else 0)
         assert record.selector in ("majority", "argmax", "weighted")
-    data = json.loads(file.read_text())
     data["models"]["policy"]["fingerprint"] = "0"
     file.write_text(json.dumps(data))
     with pytest.raises(WcseError, match="was made for policy='tiny-wc'"):
@@ -332,7 +386,8 @@ def test_optimal_then_auto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     ("options", "reason"),
     [
         (["--difficulty=length"], "difficulty='length' is unknown"),
-        (["--strategy=best_of_n"], "give tree searches"),
+        (["--strategy=best_of_n"], "give searches that ask a verifier"),
+        (["--strategy=adaptive_vote"], "give searches that ask a verifier"),
         (["--strategy=beam(n=4)"], "n comes from --budgets"),
         (["--budgets=none"], "give whole numbers of at least 1"),
     ],

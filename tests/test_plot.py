@@ -12,6 +12,7 @@ import pytest
 from wcse.cli import main
 from wcse.data.outputs import write_outputs
 from wcse.report.figures import BY_X, accuracy_vs_flops, frontier, with_levels
+from wcse.report.optimal import page
 from wcse.report.plots import Figure, Line, draw
 
 
@@ -52,6 +53,17 @@ def test_larger_models_are_horizontal_lines(folder: Path, tmp_path: Path) -> Non
     assert float(rows[0]["x"]) == 1 and float(rows[1]["x"]) == 8
 
 
+def test_a_larger_model_on_other_problems_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = fake_runs.write(tmp_path / "other", ["greedy"], problems=14, policy="models/big")
+    assert main(["plot", str(folder), f"--larger={other}", f"--to={tmp_path / 'a.csv'}"]) == 2
+    assert "solved other problems than" in capsys.readouterr().err
+
+
+GAIN = {"gain": 0.1, "gain_low": 0.0, "gain_high": 0.2}
+
+
 def test_frontier_of_optimal(tmp_path: Path) -> None:
     def point(y: float, x: float) -> dict[str, float]:
         return {"accuracy": y, "low": y - 0.1, "high": y + 0.1, "tokens": x}
@@ -63,13 +75,24 @@ def test_frontier_of_optimal(tmp_path: Path) -> None:
             for name, more in (("majority", ""), ("beam_search", ",lookahead=1"))
         ],
         "optimal": [
-            {"n": n, "auto": point(0.8, 120.0 * n), "best_fixed": point(0.7, 100.0 * n)} for n in (4, 16)
+            {"n": n, "auto": point(0.8, 120.0 * n), "best_fixed": point(0.7, 100.0 * n), **GAIN}
+            for n in (4, 16)
         ],
     }
     figure = frontier(found)
     names = [line.name for line in figure.lines]
     assert names[:2] == ["majority", "beam_search(lookahead=1)"] and "auto (cross-validated)" in names
     assert draw(figure).count("<polyline") == 4 and draw(figure).count('class="band') == 1
+    html = page(
+        found
+        | {
+            "difficulty": {"kind": "verifier", "samples": 4},
+            "problems": 9,
+            "bins": [],
+            "choices": {"4": {"probed": True, "strategies": ["<b>"]}},
+        }
+    )
+    assert html.count(b"<polyline") == 4 and b"&lt;b&gt;" in html and b"<script" not in html
     (tmp_path / "optimal.json").write_text(json.dumps(found))
     assert main(["plot", str(tmp_path), f"--to={tmp_path / 'f.csv'}"]) == 0
     assert main(["plot", str(tmp_path), "--x=n", f"--to={tmp_path / 'f.csv'}"]) == 2

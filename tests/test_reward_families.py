@@ -137,6 +137,27 @@ def test_each_new_token_is_read_once(family: str, folder: Path) -> None:
         assert [side.runner.computed for side in sides(prm)] == [total] * len(sides(prm))
 
 
+@pytest.mark.parametrize("name", ["token_classification", "genrm", "eurus_prm"])
+def test_equal_texts_are_read_once(name: str, tmp_path: Path) -> None:
+    folder = prm_models.build(name, tmp_path / "model")
+    root = Node(None, (), ())
+
+    def below(parent: Node, child: int, text: str) -> Node:
+        return Node(parent, (*parent.path, child), (), f"{text}\n\n", Finish.DELIM)
+
+    twins = [below(root, i, "12 + 7 = 19") for i in range(3)]
+    last = [below(twin, 0, text) for twin, text in zip(twins, ("so 19", "so 19", "no"), strict=True)]
+    alone = [below(twins[0], 0, "so 19"), below(twins[0], 1, "no")]
+    one, many = (load_prm(str(folder), kv_memory=0.01, family=name) for _ in range(2))
+    expected, found = run(one, [root, twins[0], *alone]), run(many, [root, *twins, *last])
+    assert [found[node.path] for node in twins] == [expected[0,]] * 3
+    assert [found[node.path] for node in last] == [expected[0, 0], expected[0, 0], expected[0, 1]]
+    for mine, other in zip(sides(many), sides(one), strict=True):
+        assert mine.runner.computed == other.runner.computed
+    again = run(many, [root, *reversed(twins)])  # another search: it shares the cached prompt, no step
+    assert list(again.values()) == [expected[0,]] * 3
+
+
 def test_control_strings_and_tags_in_a_text_stay_text_or_are_refused(family: str, folder: Path) -> None:
     layout = Layout(FAMILIES[family], AutoTokenizer.from_pretrained(folder))
     control = [layout.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|im_start|>", "<|end|>")]
@@ -224,3 +245,10 @@ def test_a_model_of_another_family_is_refused(folders: dict[str, Path], tmp_path
     tokenizer = AutoTokenizer.from_pretrained(value)
     with pytest.raises(WcseError, match="the model has only 300 rows; its vocabulary was not resized"):
         Layout(FAMILIES["pqm"], tokenizer, vocab_size=300)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [f"<extra_{i}>" for i in range(1, 40)] + ["[STEP]"]}
+    )
+    tokenizer.save_pretrained(value)
+    later = replace(FAMILIES["pqm"], tag="[STEP]", close=(" [STEP]",))
+    with pytest.raises(WcseError, match=r"'\[STEP\]' is token \d+ and the model has only 384 rows"):
+        Layout(later, AutoTokenizer.from_pretrained(value), vocab_size=384)

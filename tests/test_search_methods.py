@@ -14,7 +14,7 @@ from restated import World
 
 from wcse.search import STRATEGIES, SearchConfig, parse_strategy, split_specs
 from wcse.search.adaptive_vote import lead_holds, stopping_point
-from wcse.search.particle_filter import effective_size, increment, systematic
+from wcse.search.particle_filter import effective_size, increment, multinomial, systematic
 from wcse.search.rebase import shares
 from wcse.types import LOOKAHEAD, Draw, Expand, Finish, Node, Parallel, WcseError
 
@@ -172,11 +172,11 @@ def test_rebase_shares_sum_to_the_budget(scores, total, rounding, temperature):
 # --- particle filter
 
 
-def chain_frequencies(potential, runs):
+def chain_frequencies(potential, runs, resampling):
     """A binary chain of two steps: r1 = .9 or .3, r2 = .6 or .2; returns P(x1), P(x2) over many filters."""
     seen, total = Counter(), 0
     for seed in range(runs):
-        spec = f"particle_filter(potential={potential},ess_threshold=1.0)"
+        spec = f"particle_filter(potential={potential},ess_threshold=1.0,resampling={resampling})"
         root, draw = make_root(), random.Random(seed)
         strategy = STRATEGIES["particle_filter"].run(
             root, parse_strategy(spec).config(SearchConfig(n=64, agg_strategy="last"))
@@ -218,8 +218,10 @@ def chain_frequencies(potential, runs):
     ("potential", "expected"),
     [("ratio", (0.50, 0.75)), ("product", (0.75, 0.75)), ("odds", (0.9545, 0.8571))],
 )
-def test_particle_filter_golden_chain(potential, expected):
-    assert chain_frequencies(potential, runs=150) == pytest.approx(expected, abs=0.035)
+@pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
+def test_particle_filter_golden_chain(potential, expected, resampling):
+    found = chain_frequencies(potential, runs=150, resampling=resampling)
+    assert found == pytest.approx(expected, abs=0.035)
 
 
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=30).filter(lambda w: sum(w) > 0), st.floats(0, 0.999))
@@ -229,6 +231,15 @@ def test_systematic_resampling_is_within_one_of_its_share(weights, u):
     assert sum(counts.values()) == n
     for index, weight in enumerate(weights):
         assert abs(counts[index] - n * weight / math.fsum(weights)) < 1 + 1e-6
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=30).filter(lambda w: sum(w) > 0), st.data())
+def test_multinomial_resampling_inverts_the_distribution(weights, data):
+    draws = data.draw(st.lists(st.floats(0, 0.999999), min_size=1, max_size=30))
+    total, chosen = math.fsum(weights), multinomial(weights, draws)
+    for index, u in zip(chosen, sorted(draws), strict=True):
+        below = math.fsum(weights[:index]) / total
+        assert below - 1e-9 <= u <= below + weights[index] / total + 1e-9
 
 
 def test_effective_size():

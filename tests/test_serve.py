@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,13 @@ from doc_examples import run_examples  # noqa: E402
 from live_server import Live, serving  # noqa: E402
 from serve_storms import bodies, disconnects, noise, shaped  # noqa: E402
 
+from wcse.adapters.remote import LocalVerifier, RemoteSearch  # noqa: E402
+from wcse.adapters.token_backend import Completions, Generate  # noqa: E402
 from wcse.data.fingerprint import fingerprint_models  # noqa: E402
 from wcse.engine.llm import LLM  # noqa: E402
 from wcse.engine.params import SamplingParams  # noqa: E402
 from wcse.models.load import LoadedModel, load_model  # noqa: E402
+from wcse.reward.load import load_prm  # noqa: E402
 from wcse.search import STRATEGIES  # noqa: E402
 from wcse.serve.admission import Limits  # noqa: E402
 from wcse.serve.app import make_server  # noqa: E402
@@ -231,13 +237,16 @@ def test_the_compute_optimal_search_is_a_model(model: LoadedModel, tmp_path: Pat
     """``auto-2x``: twice the smallest budget of the policy file, which chooses the strategy by the samples."""
     models = {"policy": "tiny-wc", "prm": "shared"}
     table = {
-        "format": 1,
+        "format": 2,
         "models": {
             k: {"name": v, "fingerprint": fingerprint_models(models).get(k)} for k, v in models.items()
         },
         "difficulty": {"feature": "agreement", "samples": 2, "agg_strategy": "last"},
         "edges": [1.0],
-        "budgets": {"4": ["majority", "beam_search(n=2,beam_width=2)"], "8": ["best_of_n", "best_of_n"]},
+        "budgets": {
+            "4": {"probed": True, "strategies": ["majority", "beam_search(n=2,beam_width=2)"]},
+            "8": {"probed": True, "strategies": ["best_of_n", "best_of_n"]},
+        },
     }
     path = tmp_path / "policy.json"
     path.write_text(json.dumps(table))
@@ -276,7 +285,7 @@ def test_the_compute_optimal_search_is_a_model(model: LoadedModel, tmp_path: Pat
         ("tiny-wc", {"search": {"strategy": "majority", "times": 2}}, "search.times"),
         ("tiny-wc", {"search": {"strategy": "majority", "beam_width": 2}}, "search.beam_width"),
         ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "agg_strategy": []}}, "search.agg_strategy"),
-        ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "selector": ["x"]}}, "search"),
+        ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "selector": ["x"]}}, "search.selector"),
         ("tiny-wc", {"search": {"strategy": "dvts", "n": 4, "lookahead": 10**9}}, "n"),
         (
             "tiny-wc",
@@ -431,7 +440,7 @@ def test_numbers_out_of_range_name_their_field(live: Live, name: str) -> None:
         ({"prompt": ["x"] * 200, "n": 20}, 400, "n"),
         ({"prompt": "x", "n": 1024, "max_tokens": 2**40, "logprobs": 20}, 400, "logprobs"),
         ({"prompt": "x", "structured_outputs": {"regex": "("}}, 400, "structured_outputs"),
-        ({"prompt": "x", "response_format": {"type": "xml"}}, 400, "response_format"),
+        ({"prompt": "x", "response_format": {"type": "xml"}}, 400, "response_format.type"),
     ],
 )
 def test_bad_completions_are_named(live: Live, body: dict[str, Any], status: int, param: str) -> None:
@@ -457,7 +466,7 @@ def test_bad_completions_are_named(live: Live, body: dict[str, Any], status: int
             "chat_template_kwargs.tokenize",
         ),
         ({"messages": QUESTION, "top_logprobs": 3}, "top_logprobs"),
-        ({"messages": QUESTION, "logprobs": True, "top_logprobs": 99}, "logprobs"),
+        ({"messages": QUESTION, "logprobs": True, "top_logprobs": 99}, "top_logprobs"),
         ({"messages": QUESTION, "tools": [{"type": "function"}]}, "tools"),
         (
             {"messages": QUESTION, "continue_final_message": True, "add_generation_prompt": True},
@@ -534,12 +543,38 @@ def test_requests_made_from_the_schema(live: Live) -> None:
     assert live.settle()["pinned"] == 0
 
 
+def test_a_stream_keeps_to_the_schema(live: Live) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    from schemathesis.specs.openapi.checks import response_schema_conformance
+
+    schema = schemathesis.openapi.from_url(f"{live.url}/openapi.json")
+    body = GENERATE | {"stream": True}
+    case = schema["/v1/completions"]["POST"].Case(body=body, media_type="application/json")
+    reply = case.call(base_url=live.url)
+    assert reply.status_code == 200 and b"[DONE]" in reply.content
+    case.validate_response(reply, checks=[response_schema_conformance])
+
+
 def test_fuzzed_bodies_never_break_the_server(live: Live) -> None:
     """Random mutations of good requests and random values in every field: no 5xx, pages at their baseline."""
     statuses = bodies(live.port, 400, seed=11)
     assert set(statuses) <= {200, 400, 404} and statuses[200] and statuses[400]
     after = live.settle()
     assert after["pinned"] == after["in_flight"] == 0
+
+
+def test_headers_have_an_end(live: Live) -> None:
+    """A request line, headers or trailers of any length would be memory of any size."""
+    start = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+    for head in (start, start + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"):
+        with socket.create_connection(("127.0.0.1", live.port), timeout=30) as raw:
+            try:
+                raw.sendall(head + b"X: " + b"y" * 2**24)
+                line = raw.makefile("rb").readline()  # without a bound it waits for more
+            except ConnectionError:  # it hung up while we were sending
+                continue
+            assert line.startswith(b"HTTP/1.1 400"), line
+    assert live.post("/v1/completions", GENERATE)[0] == 200
 
 
 def test_raw_bytes_on_the_socket(live: Live) -> None:
@@ -665,6 +700,28 @@ def test_searches_over_this_server_as_another_engine(live: Live, capsys: Any) ->
     run_examples("backends.md", {"http://127.0.0.1:8000": live.url})
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith("True ") and all(line.startswith("False ") for line in others)
+
+
+@pytest.mark.parametrize("strategy", ["majority", "beam_search"])
+def test_a_search_over_tokens_is_the_one_over_completions(
+    live: Live, model: LoadedModel, strategy: str
+) -> None:
+    """``/inference/v1/generate`` and ``/v1/completions`` drive a search to the same ids, scores and answers."""
+    prm = load_prm("tiny-wc-prm", kv_memory=0.1)
+
+    async def run(server: Any) -> list[Any]:
+        verifier = LocalVerifier(prm)
+        ids = await server.chat_ids(QUESTION)
+        params = SamplingParams(temperature=0.8, max_tokens=48)
+        search = RemoteSearch(server, verifier=verifier, params=params, delimiter="\n\n", seed=2)
+        found = await search.solve(ids, QUESTION[0]["content"], strategy=strategy, n=4)
+        await server.close()
+        return [(part.node.completion_ids, part.node.completion, part.score, part.answer) for part in found]
+
+    url = f"{live.url}/v1"
+    tokens = Generate(url, "tiny-wc", decode=partial(model.tokenizer.decode, skip_special_tokens=True))
+    found = asyncio.run(run(tokens))
+    assert found and found == asyncio.run(run(Completions(url, "tiny-wc")))
 
 
 def test_the_example_of_the_documentation(live: Live, capsys: Any) -> None:

@@ -103,6 +103,11 @@ def test_other_problems_are_refused(sides: tuple[Side, Side], tmp_path: Path) ->
     fake_runs.write(tmp_path / "other", ("majority",), problems=14, policy="bigger")
     with pytest.raises(WcseError, match="different problems"):
         compare(sides[0], [Side.read("bigger", tmp_path / "other")])
+    fake_runs.write(tmp_path / "same", ("majority",), problems=14, policy="bigger")
+    with pytest.raises(WcseError, match="different problems"):
+        Side.read("bigger", tmp_path / "same", fake_runs.write(tmp_path / "more", ("dvts",), problems=15))
+    both = Side.read("bigger", tmp_path / "other", tmp_path / "same")
+    assert len(both.cells) == 2 * len(Side.read("bigger", tmp_path / "same").cells)
     fake_runs.write(tmp_path / "half", ("majority", "dvts(n=4)"), problems=5, keep=7)
     with pytest.raises(WcseError, match="finish the run"):
         Side.read("half", tmp_path / "half")

@@ -25,6 +25,7 @@ _DEFAULTS: dict[str, Any] = {
     "dataset_end": None,
     "num_samples": None,
     "system_prompt": None,
+    "custom_chat_template": None,
     "output_dir": None,
     "n": 4,
     "temperature": 0.8,
@@ -52,7 +53,6 @@ _PASSED_OVER = frozenset(
         "hub_dataset_id",
         "hub_dataset_private",
         "overwrite_hub_revision",
-        "custom_chat_template",
     }
 )
 _APPROACHES = {"best_of_n": "weighted_best_of_n", "beam_search": "beam_search", "dvts": "dvts"}
@@ -79,6 +79,11 @@ def read_recipe(path: str, *, exact: bool = False) -> dict[str, Any]:
     if values["dataset_start"] not in (None, 0):
         raise WcseError(
             f"{path}: dataset_start={values['dataset_start']}: only a start at 0 can be read; cut the data"
+        )
+    if values["custom_chat_template"] is not None:
+        raise WcseError(
+            f"{path}: custom_chat_template: prompts are rendered by the model's own template; leave it out or set it "
+            "to null, and put another template into the model's tokenizer_config.json"
         )
     limits = [values[key] for key in ("dataset_end", "num_samples") if values[key] is not None]
     options = {key: values[key] for key in _SAME}

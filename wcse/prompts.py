@@ -41,9 +41,9 @@ def render_chat(
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def render_text(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of plain text, with the special tokens that the tokenizer adds by itself (one BOS at most)."""
-    return list(tokenizer.encode(text))
+def render_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
+    """Token ids of plain text; ``special``: with the tokens that the tokenizer adds by itself (one BOS at most)."""
+    return list(tokenizer.encode(text, add_special_tokens=special))
 
 
 SHOT_STOP = "Problem:"

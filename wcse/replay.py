@@ -142,11 +142,13 @@ def rerun(
 
 def _ledger(record: SolveRecord, nodes: Iterable[NodeRecord], *, scored: bool) -> Ledger:
     written = sum(len(node.token_ids) for node in nodes)
-    reads = scored and record.ledger.prm_computed > 0  # a head on the policy's own states reads nothing
+    whole = record.prompt_tokens + sum(len(node.token_ids) for node in record.nodes)
+    # A head on the policy's own states reads nothing, a verifier of two models each token twice.
+    times = record.ledger.prm_computed / whole if scored and whole else 0.0
     return Ledger(
         policy_computed=record.prompt_tokens + written,
         policy_sampled=written,
-        prm_computed=record.prompt_tokens + written if reads else 0,
+        prm_computed=round(times * (record.prompt_tokens + written)),
     )
 
 

@@ -9,7 +9,10 @@ import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from wcse.search.best import Best
 
 Quantization = Literal["int8", "int4", "gguf", "w8a8", "w4a8", "gguf_a8", "fp8"]
 """How a model's matrices are kept in memory, where not as floats of 16 or 32 bits, and what they are multiplied with.
@@ -88,6 +91,8 @@ class Node:
     stop_reason: str | int | None = None
     summed: PathScores | None = field(default=None, repr=False)
     """What ``path_scores`` returns, once it is known; a scorer that computes it natively sets it with the score."""
+    contest: Best | None = field(default=None, repr=False)
+    """Where it is to be entered with its score; a scorer that does so natively takes it away."""
 
     @property
     def complete(self) -> bool:
@@ -160,6 +165,9 @@ class Expand:
     child 0, step by step, to the end of its solution, and the last node of each chain is returned; otherwise
     each child is one step. ``score`` sends every new step to the verifier as soon as it is written, so the
     scores are set in the result. ``greedy`` takes the most likely token instead of sampling.
+
+    Live children may be entered in ``best`` as their scores come in, each as soon as it has one; the result leaves
+    these out. Those that are beaten are pruned at once, while their siblings are still being written.
     """
 
     node: Node
@@ -168,6 +176,7 @@ class Expand:
     to_end: bool = False
     score: bool = True
     greedy: bool = False
+    best: Best | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

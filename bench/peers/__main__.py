@@ -7,6 +7,7 @@ table after every turn. A run that was cut off goes on where it was when the sam
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -180,4 +181,5 @@ def _fits(block: Block, model: Model) -> bool:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # sides end with us, and their servers with them
     sys.exit(main())

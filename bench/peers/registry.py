@@ -119,7 +119,7 @@ RECIPES = {
             build={"CMAKE_ARGS": f"-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF {SERVER}"},
             caches=1,
         ),
-        Recipe("wcse-serve", "server_side.py wcse", ("float32",)),
+        Recipe("wcse-serve", "server_side.py wcse", ("float32", "int8", "w8a8", "int4")),
         Recipe(
             "llama-server", "server_side.py llama", ("q8_0", "file", "f32"), environment="llama.cpp", caches=1
         ),

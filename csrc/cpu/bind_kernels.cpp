@@ -92,8 +92,12 @@ void token_logprobs(Address logits, Address tokens, Address out, int64_t rows, i
 // A layer is (panels, bits, group, wide, minima, integer, bias or 0, n, k).
 using Layer = std::tuple<Address, int, int, bool, bool, bool, Address, int64_t, int64_t>;
 
+// Groups are (group, order, bounds, how, best, number of groups, places in best).
+using Groups = std::tuple<Address, Address, Address, Address, Address, int64_t, int64_t>;
+
 void score_steps(Address hidden, Address rows, const std::vector<Layer>& layers, Address known, Address above,
-                 Address out, int64_t n_rows, int64_t n_known, int64_t steps, bool bounded, int threads) {
+                 const Groups& groups, Address out, int64_t n_rows, int64_t n_known, int64_t steps, bool bounded,
+                 int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
     std::vector<cpu::LinearArgs> args;
@@ -101,14 +105,11 @@ void score_steps(Address hidden, Address rows, const std::vector<Layer>& layers,
         const cpu::Weight weight{at<const char>(panels), bits, group, wide, minima, integer};
         args.push_back({nullptr, weight, at(bias), nullptr, nullptr, n, k});
     }
+    const auto& [group, order, bounds, how, best, n_groups, n_best] = groups;
     cpu::score_steps({at(hidden), n_rows, at<const int32_t>(rows), args.data(), static_cast<int>(args.size()), bounded,
                       at<const cpu::PathScores>(known), n_known, at<const int32_t>(above), at<cpu::PathScores>(out),
-                      steps});
-}
-
-void group_top_k(Address scores, Address bounds, Address out, int64_t n_scores, int64_t groups, int64_t k) {
-    py::gil_scoped_release release;
-    cpu::group_top_k({at(scores), n_scores, at<const int32_t>(bounds), groups, at<int32_t>(out), k});
+                      steps, at<const int32_t>(group), at<const double>(order), n_groups, at<const int32_t>(bounds),
+                      at<const cpu::Aggregation>(how), at<cpu::Place>(best), n_best});
 }
 
 double fma_peak(int threads, double seconds) {
@@ -143,7 +144,6 @@ void bind_kernels(py::module_& m) {
     m.def("sample", &sample);
     m.def("token_logprobs", &token_logprobs);
     m.def("score_steps", &score_steps);
-    m.def("group_top_k", &group_top_k);
 }
 
 }  // namespace wcse

@@ -59,6 +59,14 @@ struct PathScores {
     double last, least, logs, total, steps;
 };
 
+// A candidate's place among the best of its group.
+struct Place {
+    double value;  // -inf for NaN
+    double order;  // the smaller comes first among equals; +inf: nobody
+};
+
+enum class Aggregation : int32_t { last, min, prod, mean };
+
 struct ScoreArgs {
     const float* hidden;  // [n_rows][layers[0].k]
     int64_t n_rows;
@@ -71,20 +79,17 @@ struct ScoreArgs {
     const int32_t* above;  // [steps]: place of the step above in known followed by out, before this one; -1: none
     PathScores* out;       // [steps]; last is the score, rounded to float
     int64_t steps;
-};
-// Gather, linear layers with ReLU between them, link, and the sums along each path. Rows do not see each other.
-void score_steps(const ScoreArgs& g);
-
-struct TopKArgs {
-    const float* scores;  // [n_scores]
-    int64_t n_scores;
-    const int32_t* bounds;  // [groups + 1]
+    const int32_t* group;    // [steps]: the group that a step is a candidate of; -1: none
+    const double* order;     // [steps]
     int64_t groups;
-    int32_t* out;  // [groups][k]
-    int64_t k;
+    const int32_t* bounds;   // [groups + 1]: the best of group g so far are best[bounds[g] .. bounds[g + 1])
+    const Aggregation* how;  // [groups]: what they are ranked by
+    Place* best;             // [n_best], best first in each group; updated
+    int64_t n_best;
 };
-// Places of the k best scores[bounds[g] .. bounds[g + 1]) of every group; NaN last, lower places first, -1 where none.
-void group_top_k(const TopKArgs& g);
+// Gather, linear layers with ReLU between them, link, the sums along each path, and the best of each group. The scores
+// of rows do not depend on each other.
+void score_steps(const ScoreArgs& g);
 
 // Floating-point operations per second of bare multiply-adds on every thread of the pool, each at its best within this
 // time.

@@ -1,9 +1,8 @@
-// Step scores: gathered rows through a head of one or two outputs and a link, summed up along their paths; the best of
-// each group of scores.
+// Step scores: gathered rows through a head of one or two outputs and a link, summed up along their paths, and the best
+// paths of each group.
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -18,6 +17,26 @@ PathScores then(const PathScores& path, double score) {
     return {score, least, path.logs + std::log(score), path.total + score, path.steps + 1};
 }
 
+double value(const PathScores& path, Aggregation how) {
+    switch (how) {
+        case Aggregation::last: return path.last;
+        case Aggregation::min: return path.least;
+        case Aggregation::prod: return std::exp(path.logs);
+        default: return path.total / path.steps;
+    }
+}
+
+void enter(Place candidate, Place* begin, Place* end) {
+    if (std::isnan(candidate.value)) candidate.value = -std::numeric_limits<double>::infinity();
+    const auto better = [](const Place& a, const Place& b) {
+        return a.value > b.value || (a.value == b.value && a.order < b.order);
+    };
+    Place* at = std::upper_bound(begin, end, candidate, better);
+    if (at == end) return;
+    std::move_backward(at, end - 1, end);
+    *at = candidate;
+}
+
 void check(const ScoreArgs& g) {
     for (int64_t s = 0; s < g.steps; s++) {
         if (g.rows[s] < 0 || g.rows[s] >= g.n_rows)
@@ -27,7 +46,19 @@ void check(const ScoreArgs& g) {
             throw std::invalid_argument("above[" + std::to_string(s) + "]=" + std::to_string(g.above[s]) +
                                         " is neither -1 nor one of the " + std::to_string(g.n_known) +
                                         " known paths and the steps before");
+        if (g.group[s] < -1 || g.group[s] >= g.groups)
+            throw std::invalid_argument("group[" + std::to_string(s) + "]=" + std::to_string(g.group[s]) +
+                                        " is neither -1 nor one of the " + std::to_string(g.groups) + " groups");
     }
+    for (int64_t i = 0; i <= g.groups; i++)
+        if (g.bounds[i] < (i ? g.bounds[i - 1] : 0) || g.bounds[i] > g.n_best)
+            throw std::invalid_argument("bounds[" + std::to_string(i) + "]=" + std::to_string(g.bounds[i]) +
+                                        " does not lie between the one before and the " + std::to_string(g.n_best) +
+                                        " places");
+    for (int64_t i = 0; i < g.groups; i++)
+        if (const auto how = static_cast<int32_t>(g.how[i]); how < 0 || how > static_cast<int32_t>(Aggregation::mean))
+            throw std::invalid_argument("how[" + std::to_string(i) + "]=" + std::to_string(how) +
+                                        " is no aggregation");
 }
 
 }  // namespace
@@ -59,27 +90,8 @@ void score_steps(const ScoreArgs& g) {
                                 : above < g.n_known ? g.known[above]
                                                     : g.out[above - g.n_known];
         g.out[s] = then(path, score);
-    }
-}
-
-void group_top_k(const TopKArgs& g) {
-    for (int64_t i = 0; i <= g.groups; i++)
-        if (g.bounds[i] < (i ? g.bounds[i - 1] : 0) || g.bounds[i] > g.n_scores)
-            throw std::invalid_argument("bounds[" + std::to_string(i) + "]=" + std::to_string(g.bounds[i]) +
-                                        " does not lie between the one before and the " + std::to_string(g.n_scores) +
-                                        " scores");
-    const auto better = [scores = g.scores](int32_t a, int32_t b) {
-        const float x = scores[a], y = scores[b];
-        if (std::isnan(x) != std::isnan(y)) return std::isnan(y);
-        return x > y || (!(x < y) && a < b);
-    };
-    std::vector<int32_t> places;
-    for (int64_t i = 0; i < g.groups; i++) {
-        places.resize(static_cast<size_t>(g.bounds[i + 1] - g.bounds[i]));
-        std::iota(places.begin(), places.end(), g.bounds[i]);
-        const auto kept = std::min(g.k, static_cast<int64_t>(places.size()));
-        std::partial_sort(places.begin(), places.begin() + kept, places.end(), better);
-        std::fill_n(std::copy_n(places.begin(), kept, g.out + i * g.k), g.k - kept, -1);
+        if (const int32_t i = g.group[s]; i >= 0)
+            enter({value(g.out[s], g.how[i]), g.order[s]}, g.best + g.bounds[i], g.best + g.bounds[i + 1]);
     }
 }
 

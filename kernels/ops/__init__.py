@@ -18,7 +18,7 @@ from wcse.kernels.ops.layers import Layer, Shape, Stack, Step, decoder_layers, l
 from wcse.kernels.ops.linear import Linear, linear, linear_paths
 from wcse.kernels.ops.rows import Activation, add_rms_norm, gated_act, rms_norm
 from wcse.kernels.ops.sampling import sample, token_logprobs
-from wcse.kernels.ops.scoring import group_top_k, score_steps
+from wcse.kernels.ops.scoring import NOBODY, Groups, score_steps
 from wcse.kernels.packed import (
     INTEGER,
     Format,
@@ -35,6 +35,7 @@ from wcse.kernels.scaled import FP8, ScaledPages
 __all__ = [
     "FP8",
     "INTEGER",
+    "NOBODY",
     "PAGE",
     "Activation",
     "Backend",
@@ -42,6 +43,7 @@ __all__ = [
     "DenseLinear",
     "Format",
     "Fp8Linear",
+    "Groups",
     "Layer",
     "Linear",
     "PackedLinear",
@@ -55,7 +57,6 @@ __all__ = [
     "decoder_layers",
     "device_plan",
     "gated_act",
-    "group_top_k",
     "grow",
     "layers_by_ops",
     "linear",

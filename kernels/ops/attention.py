@@ -130,7 +130,8 @@ def device_plan(
     dtype: torch.dtype,
 ) -> DevicePlan:
     """A plan with its work lists in device memory, for Triton; made once a step and passed to every layer."""
-    from wcse.kernels.triton.work import DevicePlan, device_rates
+    from wcse.kernels.triton.rates import device_rates
+    from wcse.kernels.triton.work import DevicePlan
 
     return DevicePlan(plan, device, n_heads // n_kv, n_kv, head_dim, dtype, rates=device_rates(device))
 

@@ -58,13 +58,12 @@ def check(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> N
     """Refuse a tensor whose address may not go to the native code."""
     if x.dtype is dtype and x.shape == shape and x.is_contiguous() and x.is_cpu:
         return
-    if tuple(x.shape) != shape:
-        raise WcseError(f"{name} has shape {tuple(x.shape)}; expected {shape}")
+    check_shape(name, x, shape)
     if x.dtype is not dtype:
         raise WcseError(f"{name} has dtype {x.dtype}; the native kernel takes {dtype}: convert with .to()")
     if not x.is_cpu:
         raise WcseError(f"{name} is on {x.device}; the native kernel runs on the CPU: use backend='torch'")
-    raise WcseError(f"{name} is not contiguous (strides {x.stride()}): pass {name}.contiguous()")
+    check_contiguous(name, x)
 
 
 def check_pages(k_pages: Tensor, v_pages: Tensor, shape: tuple[int, ...], head_dim: int) -> bool:
@@ -78,6 +77,11 @@ def check_pages(k_pages: Tensor, v_pages: Tensor, shape: tuple[int, ...], head_d
 def check_shape(name: str, x: Any, shape: tuple[int, ...]) -> None:
     if tuple(x.shape) != shape:
         raise WcseError(f"{name} has shape {tuple(x.shape)}; expected {shape}")
+
+
+def check_contiguous(name: str, x: Tensor) -> None:
+    if not x.is_contiguous():
+        raise WcseError(f"{name} is not contiguous (strides {x.stride()}): pass {name}.contiguous()")
 
 
 def address(x: Tensor | None) -> int:

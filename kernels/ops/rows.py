@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wcse import _core
 from wcse.kernels import reference
-from wcse.kernels.ops.common import F32, Backend, check, pick, triton_ops
+from wcse.kernels.ops.common import F32, Backend, address, check, pick, triton_ops
 from wcse.types import WcseError
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -23,26 +23,9 @@ def rms_norm(
 ) -> Tensor:
     """``x * rsqrt(mean(x^2) + eps) * (weight + offset)``; x [T, D], weight [D], result [T, D]."""
     kind = pick(backend, x)
-    if kind == "triton":
-        return triton_ops().rms_norm(x, None, weight, eps=eps, offset=offset)
     if kind == "torch":
         return reference.rms_norm(x, weight, eps=eps, offset=offset)
-    n_rows, width = x.shape
-    check("x", x, F32, (n_rows, width))
-    check("weight", weight, F32, (width,))
-    out = torch.empty_like(x)
-    _core.rms_norm(
-        x.data_ptr(),
-        0,
-        weight.data_ptr(),
-        out.data_ptr(),
-        n_rows,
-        width,
-        eps,
-        offset,
-        torch.get_num_threads(),
-    )
-    return out
+    return _norm(kind, x, None, weight, eps=eps, offset=offset)
 
 
 def add_rms_norm(
@@ -56,18 +39,26 @@ def add_rms_norm(
 ) -> Tensor:
     """``residual += x`` in place, then ``rms_norm(residual)``; residual and x [T, D], weight [D]."""
     kind = pick(backend, residual)
-    if kind == "triton":
-        return triton_ops().rms_norm(x, residual, weight, eps=eps, offset=offset)
     if kind == "torch":
         return reference.add_rms_norm(residual, x, weight, eps=eps, offset=offset)
-    n_rows, width = residual.shape
-    check("residual", residual, F32, (n_rows, width))
+    return _norm(kind, x, residual, weight, eps=eps, offset=offset)
+
+
+def _norm(
+    kind: str, x: Tensor, residual: Tensor | None, weight: Tensor, *, eps: float, offset: float
+) -> Tensor:
+    """The compiled kernels: one for both norms."""
+    if kind == "triton":
+        return triton_ops().rms_norm(x, residual, weight, eps=eps, offset=offset)
+    n_rows, width = x.shape if residual is None else residual.shape
     check("x", x, F32, (n_rows, width))
     check("weight", weight, F32, (width,))
+    if residual is not None:
+        check("residual", residual, F32, (n_rows, width))
     out = torch.empty_like(x)
     _core.rms_norm(
         x.data_ptr(),
-        residual.data_ptr(),
+        address(residual),
         weight.data_ptr(),
         out.data_ptr(),
         n_rows,

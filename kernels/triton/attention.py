@@ -65,7 +65,6 @@ def tree_attention_kernel(
     n_rows = tl.load(item + 1)
     begin = tl.load(item + 2)
     end = tl.load(item + 3)
-    slot = tl.load(item + 4)
 
     m = tl.arange(0, M)
     d = tl.arange(0, DP)
@@ -146,12 +145,20 @@ def tree_attention_kernel(
         top = new_top
 
     acc = acc / total[:, None]
+    # The item is read again (volatile, so that it is) and places are computed again: carried through the loop they
+    # would take the registers that let one more block share the processor.
+    row0 = tl.load(item, volatile=True)
+    n_rows = tl.load(item + 1, volatile=True)
+    slot = tl.load(item + 4, volatile=True)
+    live = m < n_rows * G
+    out_mask = live[:, None] & (d < D)[None, :]
+    place = (tl.where(slot < 0, row0, slot) + leaf).to(tl.int64) * HQ + head
     if slot < 0:
-        tl.store(out_ptr + at[:, None] + d[None, :], acc.to(out_ptr.dtype.element_ty), mask=q_mask)
+        tl.store(out_ptr + place[:, None] * D + d[None, :], acc.to(out_ptr.dtype.element_ty), mask=out_mask)
     else:
-        part = (slot + leaf).to(tl.int64) * HQ + head
-        tl.store(part_ptr + part[:, None] * D + d[None, :], acc, mask=q_mask)
-        tl.store(part_lse_ptr + part, top + tl.log2(total), mask=live)
+        kind = part_ptr.dtype.element_ty
+        tl.store(part_ptr + place[:, None] * D + d[None, :], acc.to(kind), mask=out_mask)
+        tl.store(part_lse_ptr + place, top + tl.log2(total), mask=live)
 
 
 @triton.jit
@@ -181,7 +188,7 @@ def merge_kernel(
     for i in range(0, chunks):
         at = (first + i * step).to(tl.int64) * HQ + h
         lse = tl.load(part_lse_ptr + at, mask=h < HQ, other=-1e30)
-        x = tl.load(part_ptr + at[:, None] * D + d[None, :], mask=ok, other=0.0)
+        x = tl.load(part_ptr + at[:, None] * D + d[None, :], mask=ok, other=0.0).to(tl.float32)
         new_top = tl.maximum(top, lse)
         old = tl.exp2(top - new_top)
         new = tl.exp2(lse - new_top)
@@ -231,9 +238,11 @@ Scales = tuple[Tensor, Tensor] | None
 
 
 def partials(q: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    """Memory for partial results and their log-sum-exps; there is one of each at least, so that it has an address."""
+    """Memory for partial results, in the dtype of results, and their log-sum-exps; one of each at least, so that it has
+    an address.
+    """
     _, heads, head_dim = q.shape
-    parts = torch.empty((max(1, slots), heads, head_dim), dtype=torch.float32, device=q.device)
+    parts = torch.empty((max(1, slots), heads, head_dim), dtype=q.dtype, device=q.device)
     return parts, torch.empty((max(1, slots), heads), dtype=torch.float32, device=q.device)
 
 

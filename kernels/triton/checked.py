@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wcse import _core
+from wcse.kernels.ops.common import check_contiguous, check_shape
 from wcse.kernels.reference import PAGE
 from wcse.kernels.scaled import FP8, ScaledPages
 from wcse.kernels.triton import advance as advancing
 from wcse.kernels.triton import attention, prompt, rows, sampler, score, work
+from wcse.kernels.triton.rates import device_rates
 from wcse.types import WcseError
 
 if TYPE_CHECKING:
-    from wcse.kernels.ops import Linear
+    from wcse.kernels.ops import Groups, Linear
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -26,14 +28,13 @@ def check(
     name: str, x: Tensor, like: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype, strided: bool = False
 ) -> None:
     """Refuse a tensor that a Triton kernel could not address: device, dtype, shape, contiguity."""
-    if tuple(x.shape) != shape:
-        raise WcseError(f"{name} has shape {tuple(x.shape)}; expected {shape}")
+    check_shape(name, x, shape)
     if x.device != like.device:
         raise WcseError(f"{name} is on {x.device} and the other tensors on {like.device}: move it with .to()")
     if x.dtype not in (dtypes or DTYPES):
         raise WcseError(f"{name} has dtype {x.dtype}; the Triton kernel takes {dtypes or DTYPES}")
-    if not strided and not x.is_contiguous():
-        raise WcseError(f"{name} is not contiguous (strides {x.stride()}): pass {name}.contiguous()")
+    if not strided:
+        check_contiguous(name, x)
 
 
 Pages = Tensor | ScaledPages
@@ -82,7 +83,7 @@ def tree_attention(
     if scales is None and k_pages.dtype != q.dtype:
         raise WcseError(f"k_pages has dtype {k_pages.dtype} and q {q.dtype}; they must agree")
     if isinstance(plan, _core.Plan):
-        rates = work.device_rates(q.device)
+        rates = device_rates(q.device)
         plan = work.DevicePlan(plan, q.device, n_heads // n_kv, n_kv, head_dim, q.dtype, rates=rates)
     if n_rows == 0:
         return torch.empty_like(q)
@@ -200,6 +201,7 @@ def score_steps(
     layers: Sequence[tuple[Linear, Tensor | None]],
     known: Tensor,
     above: Tensor,
+    groups: Groups,
     *,
     bounded: bool,
 ) -> Tensor:
@@ -218,13 +220,16 @@ def score_steps(
     check("weight", last.weight(), x, (last.n, x.shape[1]))
     if bias is not None:
         check("bias", bias, x, (last.n,))
-    return score.score_rows(x, picked, last.weight(), bias, known, above, relu=bool(first), bounded=bounded)
-
-
-def group_top_k(scores: Tensor, bounds: Tensor, k: int, *, largest_group: int) -> Tensor:
-    check("scores", scores, scores, tuple(scores.shape), torch.float32)
-    check("bounds", bounds, scores, tuple(bounds.shape), torch.int32)
-    return score.group_top_k(scores, bounds, k, largest_group=largest_group)
+    paths = score.score_rows(x, picked, last.weight(), bias, known, above, relu=bool(first), bounded=bounded)
+    if len(groups.how):
+        count, places = len(groups.how), len(groups.best)
+        check("best", groups.best, hidden, (places, 2), torch.float64)
+        check("bounds", groups.bounds, hidden, (count + 1,), torch.int32)
+        check("how", groups.how, hidden, (count,), torch.int32)
+        check("group", groups.group, hidden, (len(picked),), torch.int32)
+        check("order", groups.order, hidden, (len(picked),), torch.float64)
+        score.enter_groups(paths, groups)
+    return paths
 
 
 advance, grow = advancing.advance, advancing.grow

@@ -1,10 +1,14 @@
-"""The sampler: one program a draw, no sorting, the same token as the native one from the same logits.
+"""The sampler: logits are read once, no sorting, the same token as the native one from the same logits.
 
-Min-p, top-k and top-p each keep a prefix of the ids in the order (larger logit, then lower id). The end of a prefix is
-found by narrowing an interval of order-preserving integer keys: each pass over the row (which stays in the L2 cache
-after the first) weighs it at ``THRESHOLDS`` keys at once. The token is the first kept id, in id order, at which the
-cumulative weight exceeds u times the total; u is Philox4x32-10 keyed as on the CPU. Weights are float32, sums over
-blocks float64, so a token differs from the native sampler's only where u lies within rounding of a boundary.
+``scan_kernel`` reads the logits and keeps of every ``CHUNK`` ids their maximum and the sums of their weights. What is
+drawn follows from those: without filters the chunk is found in them and only its ids are read again. Min-p, top-k and
+top-p each keep a prefix of the ids in the order (larger logit, then lower id); from maxima and sums follows a logit
+below which no filter keeps anything, so ``pick_kernel`` reads the chunks that reach it, lists the few ids that do
+(``LIST`` at most) and works on the list. Rows that are too flat for that go through ``wide_rows``.
+
+The token is the first kept id, in id order, at which the cumulative weight exceeds u times the total; u is
+Philox4x32-10 keyed as on the CPU. Weights are float32, sums over chunks float64, so a token differs from the native
+sampler's only where u lies within rounding of a boundary.
 """
 
 from __future__ import annotations
@@ -14,143 +18,163 @@ from torch import Tensor
 
 import triton
 import triton.language as tl
+from wcse.kernels.triton import wide_rows
+from wcse.kernels.triton.wide_rows import key_of, least_logit, load_logits, uniform, value_of
 
-THRESHOLDS = 8
-BLOCK = 1024
+CHUNK = 128
+TILE = 64  # chunks of a program that scans
+NEAR = 16  # chunks that are read at once for the list
+LIST = 2048  # ids that a list holds
 _FREE_BITS = {
     torch.float32: 0,
     torch.float16: 13,
     torch.bfloat16: 16,
 }  # low bits of a float32 that are always 0
 
-
-@triton.jit
-def _load(row_ptr, ids, V):
-    """Logits as float32; -0 becomes 0, past the end is -inf."""
-    return tl.load(row_ptr + ids, mask=ids < V, other=float("-inf")).to(tl.float32) + 0.0
+LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+NOTHING = tl.constexpr(160.0)  # bits of weight below the largest at which a float32 is 0
 
 
 @triton.jit
-def _key(x, FREE: tl.constexpr):
-    """int64 in the order of the float32 x."""
-    bits = x.to(tl.int32, bitcast=True)
-    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> FREE).to(tl.int64)
-
-
-@triton.jit
-def _kept(key, ids, floor, last_id, V):
-    """Whether ids are in the prefix that ends with id ``last_id`` of key ``floor``."""
-    return ((key > floor) | ((key == floor) & (ids <= last_id))) & (ids < V)
-
-
-@triton.jit
-def _mass(row_ptr, V, top, scale, floor, last_id, BLOCK: tl.constexpr, FREE: tl.constexpr):
-    """Weight of the prefix, float64."""
-    n = tl.arange(0, BLOCK)
-    total = tl.zeros([1], tl.float64)
-    for b in range(0, V, BLOCK):
-        x = _load(row_ptr, b + n, V)
-        weight = tl.where(_kept(_key(x, FREE), b + n, floor, last_id, V), tl.exp2((x - top) * scale), 0.0)
-        total += tl.sum(weight, 0).to(tl.float64)
-    return tl.sum(total, 0)
-
-
-@triton.jit
-def _cut(
+def scan_kernel(
+    logits_ptr,
     row_ptr,
+    temperature_ptr,
+    chunk_top_ptr,
+    chunk_raw_ptr,
+    chunk_sum_ptr,
     V,
-    top,
-    scale,
-    floor,
-    last_id,
-    wanted,
-    mass,
-    COUNT: tl.constexpr,
-    BLOCK: tl.constexpr,
-    FREE: tl.constexpr,
-    T: tl.constexpr,
+    NC,
+    tiles,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
 ):
-    """The shortest prefix of a prefix that reaches ``wanted`` <= ``mass`` (of weight, or of ids if COUNT)."""
-    n = tl.arange(0, BLOCK)
-    t = tl.arange(0, T)
-    low = floor  # mass(key >= low) >= wanted > above = mass(key >= high)
-    high = _key(top, FREE) + 1
-    above = wanted * 0.0
-    threshold = _key(top - (t + 1) * 2.0 / scale, FREE)  # first 2, 4, .. bits of weight below the top
+    """Grid (draws * tiles,). float32 [draws, NC]: maximum; sums of e^(x - maximum), without and with temperature."""
+    j = tl.program_id(0) // tiles
+    c = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
+    ids = c[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    row = logits_ptr + tl.load(row_ptr + j).to(tl.int64) * V
+    x = load_logits(row, ids, V)
+    top = tl.max(x, 1)
+    below = x - tl.maximum(top, LOWEST)[:, None]
+    at = j.to(tl.int64) * NC + c
+    raw = tl.sum(tl.exp2(below * LOG2E), 1)  # NaN if a logit is NaN or +inf
+    tl.store(chunk_top_ptr + at, top, mask=c < NC)
+    tl.store(chunk_raw_ptr + at, raw, mask=c < NC)
+    temperature = tl.load(temperature_ptr + j)
+    if (temperature != 1.0) & (temperature > 0.0):
+        raw = tl.sum(tl.exp2(below * tl.minimum(LOG2E / temperature, 1e30)), 1)
+    tl.store(chunk_sum_ptr + at, raw, mask=c < NC)
+
+
+@triton.jit
+def _first(good, fallback, n, SIZE: tl.constexpr):
+    """The first place where ``good``; the last where ``fallback`` if there is none (rounding)."""
+    found = tl.min(tl.where(good, n, SIZE), 0)
+    return tl.where(found < SIZE, found, tl.max(tl.where(fallback, n, 0), 0))
+
+
+@triton.jit
+def _draw_all(row, V, top, scale, mass, u, CHUNK: tl.constexpr, CP: tl.constexpr):
+    """A draw from all ids; ``mass`` float64 [CP] of the chunks."""
+    c = tl.arange(0, CP)
+    n = tl.arange(0, CHUNK)
+    target = u * tl.sum(mass, 0)
+    sums = tl.cumsum(mass, 0)
+    chunk = _first((sums > target) & (mass > 0.0), mass > 0.0, c, CP)
+    below = tl.sum(tl.where(c == chunk, sums - mass, 0.0), 0)
+    weight = tl.exp2((load_logits(row, chunk * CHUNK + n, V) - top) * scale)
+    passed = below + tl.cumsum(weight.to(tl.float64), 0) > target
+    return chunk * CHUNK + _first(passed & (weight > 0.0), weight > 0.0, n, CHUNK)
+
+
+@triton.jit
+def _bound(tops, mass, top, scale, k, room, COUNT: tl.constexpr, CHUNK: tl.constexpr):
+    """A logit that the top k ids all reach (COUNT), or all but ids of the weight ``room``: near to the largest such.
+
+    Below a logit lie the chunks whose maximum does, and of every other chunk at most all but its maximum, and at most
+    CHUNK - 1 ids of the logit's weight.
+    """
+    weight = tl.exp2((tops - top) * scale)
+    shallow = 0.0
+    deep = NOTHING  # what is lighter weighs nothing and is never drawn
+    for _ in range(10):  # to a sixth of a bit
+        middle = (shallow + deep) * 0.5
+        reach = tops >= top - middle / scale
+        if COUNT:
+            enough = tl.sum(reach.to(tl.int32), 0) >= k
+        else:
+            rest = tl.minimum(mass - weight, (CHUNK - 1) * tl.exp2(-middle))
+            enough = tl.sum(tl.where(reach, rest, mass), 0) <= room
+        deep = tl.where(enough, middle, deep)
+        shallow = tl.where(enough, shallow, middle)
+    return top - deep / scale
+
+
+@triton.jit
+def _shortest(x, weight, wanted, FREE: tl.constexpr):
+    """Of a list in the order of ids: which are in the shortest prefix of the order that weighs ``wanted``.
+
+    What weighs nothing is in no prefix; all are in it where the list weighs less.
+    """
+    there = weight > 0.0
+    low = tl.min(key_of(tl.where(there, x, float("inf")), FREE), 0)  # mass(key >= low) >= wanted
+    high = tl.max(key_of(tl.where(there, x, float("-inf")), FREE), 0) + 1
     while high - low > 1:
-        sums = tl.zeros([T], tl.float64)
-        for b in range(0, V, BLOCK):
-            x = _load(row_ptr, b + n, V)
-            key = _key(x, FREE)
-            keep = _kept(key, b + n, floor, last_id, V)
-            if COUNT:
-                weight = tl.where(keep, 1.0, 0.0)
-            else:
-                weight = tl.where(keep, tl.exp2((x - top) * scale), 0.0)
-            reach = key[:, None] >= threshold[None, :]
-            sums += tl.sum(tl.where(reach, weight[:, None], 0.0), 0).to(tl.float64)
-        inside = (threshold > low) & (threshold < high)
-        enough = inside & (sums >= wanted)
-        short = inside & (sums < wanted)
-        mass = tl.min(tl.where(enough, sums, mass), 0)
-        above = tl.max(tl.where(short, sums, above), 0)
-        low = tl.max(tl.where(enough, threshold, low), 0)
-        high = tl.min(tl.where(short, threshold, high), 0)
-        threshold = low + (high - low) * (t + 1) // (T + 1)
-        threshold = tl.where(threshold > low, threshold, low + 1)
-    # Of the ids with key `low` as many as are needed, the lowest first.
-    bits = (low << FREE).to(tl.int32)
-    x = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    each = 1.0
-    if not COUNT:
-        each = tl.exp2((x - top) * scale)
-    ties = tl.maximum(tl.ceil((wanted - above) / tl.maximum(each, 1e-45)), 1.0)
-    new_last = V - 1
-    if low == floor:
-        new_last = last_id
-    if ties * each < mass - above - 0.5 * each:
-        seen = wanted * 0.0
-        b = 0
-        while (b < V) & (seen < ties):
-            key = _key(_load(row_ptr, b + n, V), FREE)
-            equal = ((key == low) & _kept(key, b + n, floor, last_id, V)).to(tl.int32)
-            count = tl.sum(equal, 0)
-            if seen + count >= ties:
-                rank = seen + tl.cumsum(equal, 0)
-                new_last = tl.min(tl.where((equal == 1) & (rank >= ties), b + n, V - 1), 0)
-            seen += count
-            b += BLOCK
-    return low, new_last
+        middle = low + (high - low) // 2
+        mass = tl.sum(tl.where(x >= value_of(middle, FREE), weight, 0.0).to(tl.float64), 0)
+        if mass >= wanted:
+            low = middle
+        else:
+            high = middle
+    edge = value_of(low, FREE)
+    equal = there & (x == edge)
+    above = tl.sum(tl.where(x > edge, weight, 0.0).to(tl.float64), 0)
+    each = tl.max(tl.where(equal, weight, 0.0), 0)
+    ties = tl.maximum(tl.ceil((wanted - above) / each), 1.0)
+    return there & ((x > edge) | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= ties)))
 
 
 @triton.jit
-def _draw(row_ptr, V, top, scale, floor, last_id, target, BLOCK: tl.constexpr, FREE: tl.constexpr):
-    """The first id of the prefix, in id order, at which the cumulative weight exceeds ``target``."""
-    n = tl.arange(0, BLOCK)
-    below = target * 0.0
-    token = V * 0 - 1
-    last = V * 0 - 1
-    b = 0
-    while (b < V) & (token < 0):
-        x = _load(row_ptr, b + n, V)
-        keep = _kept(_key(x, FREE), b + n, floor, last_id, V)
-        weight = tl.where(keep, tl.exp2((x - top) * scale), 0.0)
-        some = tl.max(tl.where(weight > 0.0, b + n, -1), 0)
-        if some >= 0:
-            last = some
-        here = tl.sum(weight.to(tl.float64), 0)
-        if below + here > target:
-            passed = below + tl.cumsum(weight.to(tl.float64), 0) > target
-            token = tl.min(tl.where(passed & (weight > 0.0), b + n, some), 0)
-        below += here
-        b += BLOCK
-    if token < 0:  # rounding
-        token = last
-    return token
+def _list(
+    row,
+    V,
+    tops,
+    least,
+    NC,
+    hot_ptr,
+    list_ptr,
+    CHUNK: tl.constexpr,
+    CP: tl.constexpr,
+    R: tl.constexpr,
+    LIST: tl.constexpr,
+):
+    """Write the ids of at least the logit ``least``, ascending; returns how many, or more than LIST."""
+    c = tl.arange(0, CP)
+    hot = (tops >= least) & (tops > float("-inf"))
+    tl.store(hot_ptr + tl.cumsum(hot.to(tl.int32), 0) - 1, c, mask=hot)
+    n_hot = tl.sum(hot.to(tl.int32), 0)
+    tl.debug_barrier()
+    r = tl.arange(0, R)
+    n = tl.arange(0, CHUNK)
+    count = n_hot * 0
+    i = 0
+    while (i < n_hot) & (count <= LIST):
+        chunk = tl.load(hot_ptr + i + r, mask=i + r < n_hot, other=NC)
+        ids = tl.reshape(chunk[:, None] * CHUNK + n[None, :], [R * CHUNK])
+        x = load_logits(row, ids, V)
+        good = (x >= least) & (x > float("-inf"))
+        at = count + tl.cumsum(good.to(tl.int32), 0) - 1
+        tl.store(list_ptr + at, ids, mask=good & (at < LIST))
+        count += tl.sum(good.to(tl.int32), 0)
+        i += R
+    tl.debug_barrier()
+    return count
 
 
 @triton.jit
-def sample_kernel(
+def pick_kernel(
     logits_ptr,
     row_ptr,
     temperature_ptr,
@@ -159,84 +183,96 @@ def sample_kernel(
     min_p_ptr,
     key_ptr,
     counter_ptr,
+    chunk_top_ptr,
+    chunk_raw_ptr,
+    chunk_sum_ptr,
+    hot_ptr,
+    list_ptr,
     token_ptr,
     logprob_ptr,
     V,
-    BLOCK: tl.constexpr,
+    NC,
+    CHUNK: tl.constexpr,
+    CP: tl.constexpr,
+    R: tl.constexpr,
+    LIST: tl.constexpr,
     FREE: tl.constexpr,
-    T: tl.constexpr,
 ):
-    """Grid (draws,)."""
+    """Grid (draws,). hot int32 [draws, NC] and list [draws, LIST] are room to work in; leaves -2 to ``wide_rows``."""
     j = tl.program_id(0)
     row = logits_ptr + tl.load(row_ptr + j).to(tl.int64) * V
-    temperature = tl.load(temperature_ptr + j)
-    n = tl.arange(0, BLOCK)
-    top = float("-inf")
-    broken = 0
-    best = 0
-    for b in range(0, V, BLOCK):
-        x = _load(row, b + n, V)
-        broken += tl.sum((x != x).to(tl.int32), 0)
-        x = tl.where(x != x, float("-inf"), x)
-        here = tl.max(x, 0)
-        if here > top:
-            best = b + tl.min(tl.where(x == here, n, BLOCK), 0)
-            top = here
-    if (broken > 0) | (top == float("inf")) | (top == float("-inf")):
-        tl.store(token_ptr + j, -1)
-        tl.store(logprob_ptr + j, float("nan"))
-    else:
-        # Everything: no key is as small, and the scale below never makes -inf * 0.
-        floor = _key(top, FREE) * 0 - (1 << 40)
-        last_id = V - 1
-        raw = _mass(row, V, top, 1.4426950408889634, floor, last_id, BLOCK, FREE)
-        token = best
-        if temperature > 0.0:
-            scale = tl.minimum(1.4426950408889634 / temperature, 1e30)
-            min_p = tl.load(min_p_ptr + j)
-            if min_p > 0.0:
-                least = top.to(tl.float64) + temperature.to(tl.float64) * tl.log(min_p.to(tl.float64))
-                floor = _key(tl.minimum(top, least.to(tl.float32)) + 0.0, FREE)
+    c = tl.arange(0, CP)
+    at = j.to(tl.int64) * NC + c
+    tops = tl.load(chunk_top_ptr + at, mask=c < NC, other=float("-inf"))
+    top = tl.max(tops, 0) + 0.0
+    base = tl.maximum(tops, LOWEST) - top
+    raws = tl.load(chunk_raw_ptr + at, mask=c < NC, other=0.0)
+    raw = tl.sum(raws.to(tl.float64) * tl.exp2(base * LOG2E).to(tl.float64), 0)
+    token = -1
+    if (raw == raw) & (top > float("-inf")) & (top < float("inf")):
+        temperature = tl.load(temperature_ptr + j)
+        if temperature == 0.0:
+            n = tl.arange(0, CHUNK)
+            chunk = tl.min(tl.where(tops == top, c, CP), 0)
+            x = load_logits(row, chunk * CHUNK + n, V)
+            token = chunk * CHUNK + tl.min(tl.where(x == top, n, CHUNK), 0)
+        else:
+            scale = tl.minimum(LOG2E / temperature, 1e30)
+            sums = tl.load(chunk_sum_ptr + at, mask=c < NC, other=0.0)
+            mass = sums.to(tl.float64) * tl.exp2(base * scale).to(tl.float64)
             k = tl.load(top_k_ptr + j)
-            if (k > 0) & (k < V):
-                everything = _key(top, FREE) * 0 - (1 << 31) - 1
-                cut, cut_id = _cut(
-                    row,
-                    V,
-                    top,
-                    scale,
-                    everything,
-                    V - 1,
-                    k.to(tl.float64),
-                    V.to(tl.float64),
-                    True,
-                    BLOCK,
-                    FREE,
-                    T,
-                )
-                if (cut > floor) | ((cut == floor) & (cut_id < last_id)):
-                    floor = cut
-                    last_id = cut_id
             p = tl.load(top_p_ptr + j)
-            total = _mass(row, V, top, scale, floor, last_id, BLOCK, FREE)
-            if p < 1.0:
-                wanted = p.to(tl.float64) * total
-                floor = tl.maximum(floor, _key(top, FREE) * 0 - (1 << 31) - 1)
-                floor, last_id = _cut(
-                    row, V, top, scale, floor, last_id, wanted, total, False, BLOCK, FREE, T
-                )
-                total = _mass(row, V, top, scale, floor, last_id, BLOCK, FREE)
-            word = tl.randint(tl.load(key_ptr + j), tl.load(counter_ptr + j)).to(tl.uint32, bitcast=True)
-            u = (word >> 8).to(tl.float64) * 5.9604644775390625e-08
-            token = _draw(row, V, top, scale, floor, last_id, u * total, BLOCK, FREE)
-        chosen = tl.load(row + token).to(tl.float64)
-        tl.store(token_ptr + j, token)
-        tl.store(logprob_ptr + j, (chosen - top.to(tl.float64) - tl.log(raw)).to(tl.float32))
+            min_p = tl.load(min_p_ptr + j)
+            u = uniform(key_ptr, counter_ptr, j)
+            limited = (k > 0) & (k < V)
+            if (p >= 1.0) & (min_p == 0.0) & (limited == 0):
+                token = _draw_all(row, V, top, scale, mass, u, CHUNK, CP)
+            else:
+                total = tl.sum(mass, 0)
+                least = top - NOTHING / scale
+                if limited:
+                    least = _bound(tops, mass, top, scale, k, 0.0, True, CHUNK)
+                if min_p > 0.0:
+                    least = tl.maximum(least, least_logit(top, temperature, min_p))
+                elif limited == 0:
+                    room = ((1.0 - p) * total - 1e-6 * total).to(tl.float32)  # sums are rounded
+                    least = _bound(tops, mass.to(tl.float32), top, scale, k, room, False, CHUNK)
+                list_at = list_ptr + j.to(tl.int64) * LIST
+                hot_at = hot_ptr + j.to(tl.int64) * NC
+                count = _list(row, V, tops, least, NC, hot_at, list_at, CHUNK, CP, R, LIST)
+                token = -2
+                if count <= LIST:
+                    n = tl.arange(0, LIST)
+                    ids = tl.load(list_at + n, mask=n < count, other=V)
+                    x = load_logits(row, ids, V)
+                    weight = tl.where(n < count, tl.exp2((x - top) * scale), 0.0)
+                    if limited:
+                        one = tl.where(weight > 0.0, 1.0, 0.0)
+                        weight = tl.where(_shortest(x, one, k.to(tl.float64), FREE), weight, 0.0)
+                    if p < 1.0:
+                        if limited | (min_p > 0.0):
+                            total = tl.sum(weight.to(tl.float64), 0)
+                        weight = tl.where(_shortest(x, weight, p.to(tl.float64) * total, FREE), weight, 0.0)
+                    sums64 = tl.cumsum(weight.to(tl.float64), 0)
+                    target = u * tl.sum(weight.to(tl.float64), 0)
+                    place = _first((sums64 > target) & (weight > 0.0), weight > 0.0, n, LIST)
+                    token = tl.sum(tl.where(n == place, ids, 0), 0)
+    tl.store(token_ptr + j, token)
+    logprob = -(top.to(tl.float64) + tl.log(raw))  # less the token's logit
+    if token >= 0:
+        logprob += tl.load(row + token).to(tl.float64)
+    logprob = tl.where(token == -1, float("nan"), logprob)
+    tl.store(logprob_ptr + j, logprob.to(tl.float32))
 
 
-def launch_options(dtype: torch.dtype) -> dict[str, int]:
-    """Constants and launch options; what the launcher and the ahead-of-time checks share."""
-    return {"BLOCK": BLOCK, "FREE": _FREE_BITS[dtype], "T": THRESHOLDS, "num_warps": 8}
+def constants(vocab: int, dtype: torch.dtype) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Constants and launch options of the three kernels; what the launcher and the ahead-of-time checks share."""
+    padded = triton.next_power_of_2(triton.cdiv(vocab, CHUNK))
+    free = _FREE_BITS[dtype]
+    scan = {"CHUNK": CHUNK, "TILE": TILE, "num_warps": 8}
+    pick = {"CHUNK": CHUNK, "CP": padded, "R": NEAR, "LIST": LIST, "FREE": free, "num_warps": 4}
+    wide = {"CP": padded, "BLOCK": wide_rows.BLOCK, "FREE": free, "T": wide_rows.THRESHOLDS, "num_warps": 8}
+    return scan, pick, wide
 
 
 def sample(
@@ -250,21 +286,18 @@ def sample(
     counters: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Shapes as in ``ops.sample``; keys int64."""
-    n_draws = len(rows)
-    tokens = torch.empty(n_draws, dtype=torch.int32, device=logits.device)
-    logprobs = torch.empty(n_draws, dtype=torch.float32, device=logits.device)
-    sample_kernel[(n_draws,)](
-        logits,
-        rows,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        keys,
-        counters,
-        tokens,
-        logprobs,
-        logits.shape[1],
-        **launch_options(logits.dtype),
-    )
+    draws, vocab = len(rows), logits.shape[1]
+    chunks = triton.cdiv(vocab, CHUNK)
+    tiles = triton.cdiv(chunks, TILE)
+    tokens = torch.empty(draws, dtype=torch.int32, device=logits.device)
+    logprobs = torch.empty(draws, dtype=torch.float32, device=logits.device)
+    stats = torch.empty((3, draws, chunks), dtype=torch.float32, device=logits.device)
+    room = torch.empty(draws * (chunks + LIST), dtype=torch.int32, device=logits.device)
+    scan, pick, wide = constants(vocab, logits.dtype)
+    scan_kernel[(draws * tiles,)](logits, rows, temperature, *stats, vocab, chunks, tiles, **scan)
+    given = (logits, rows, temperature, top_k, top_p, min_p, keys, counters)
+    parts = (*stats, room, room[draws * chunks :], tokens, logprobs)
+    pick_kernel[(draws,)](*given, *parts, vocab, chunks, **pick)
+    wide_kernel = wide_rows.wide_kernel
+    wide_kernel[(draws,)](*given, stats[0], tokens, logprobs, vocab, chunks, **wide)
     return tokens, logprobs

@@ -1,15 +1,20 @@
-"""Scores of steps: gather rows, one or two columns, link, sums along paths; the best of each group, on the device.
+"""Scores of steps: gather rows, one or two columns, link, sums along paths; then the best paths of each group.
 
-One program a row or a group. No logits of the vocabulary, nothing waits for the host.
+One program a row, then one a group. No logits of the vocabulary, nothing waits for the host.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:
+    from wcse.kernels.ops import Groups
 
 
 @triton.jit
@@ -116,31 +121,68 @@ def score_rows(
 
 
 @triton.jit
-def group_top_k_kernel(score_ptr, bound_ptr, out_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
-    """Grid (groups,). The K times best of scores[bound[g]:bound[g + 1]]; NaN last, lower places first."""
+def path_value(path_ptr, how, ok):
+    """What paths [BLOCK, 5] at ``path_ptr`` are ranked by; NaN is -inf."""
+    last = tl.load(path_ptr, mask=ok, other=0.0)
+    least = tl.load(path_ptr + 1, mask=ok, other=0.0)
+    logs = tl.load(path_ptr + 2, mask=ok, other=0.0)
+    mean = tl.load(path_ptr + 3, mask=ok, other=0.0) / tl.load(path_ptr + 4, mask=ok, other=1.0)
+    value = tl.where(how == 0, last, tl.where(how == 1, least, tl.where(how == 2, tl.exp(logs), mean)))
+    return tl.where(value != value, -float("inf"), value)
+
+
+@triton.jit
+def enter_kernel(
+    path_ptr, group_ptr, order_ptr, best_ptr, bound_ptr, how_ptr, out_ptr, n_steps, BLOCK: tl.constexpr
+):
+    """Grid (groups,). The places of the group and the steps that are candidates of it, ranked by counting: each goes
+    where as many are better as there are places before it. BLOCK covers the places of the largest group and all steps.
+    """
     g = tl.program_id(0)
+    how = tl.load(how_ptr + g)
     begin = tl.load(bound_ptr + g)
-    size = tl.load(bound_ptr + g + 1) - begin
+    places = tl.load(bound_ptr + g + 1) - begin
     n = tl.arange(0, BLOCK)
-    x = tl.load(score_ptr + begin + n, mask=n < size, other=0.0)
-    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
-    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64)
-    # One number a place: larger score first, then lower place; taken and missing places are negative for good.
-    key = ((tl.where(x != x, -(1 << 31), key) + (1 << 31)) << 20) + (BLOCK - 1 - n)
-    key = tl.where(n < size, key, -1)
-    for i in range(K):
-        best = tl.max(key, 0)
-        place = BLOCK - 1 - (best & ((1 << 20) - 1)).to(tl.int32)
-        tl.store(out_ptr + g * K + i, tl.where(best < 0, -1, begin + place))
-        key = tl.where(n == place, -1, key)
+    held = n < places
+    step = n - places
+    new = (step >= 0) & (step < n_steps)
+    new = new & (tl.load(group_ptr + step, mask=new, other=-1) == g)
+    value = tl.load(best_ptr + 2 * (begin + n), mask=held, other=-float("inf"))
+    value = tl.where(new, path_value(path_ptr + 5 * step, how, new), value)
+    order = tl.load(best_ptr + 2 * (begin + n) + 1, mask=held, other=float("inf"))
+    order = tl.where(new, tl.load(order_ptr + step, mask=new, other=0.0), order)
+    rank = tl.zeros([BLOCK], tl.int32)
+    for i in range(places + n_steps):
+        at = i - places
+        mine = (at < 0) | (tl.load(group_ptr + at, mask=at >= 0, other=-1) == g)
+        place_ptr = best_ptr + 2 * (begin + i)
+        its_value = tl.load(place_ptr, mask=at < 0, other=0.0)
+        its_order = tl.load(place_ptr + 1, mask=at < 0, other=0.0)
+        if at >= 0:
+            its_value = path_value(path_ptr + 5 * at, how, at >= 0)
+            its_order = tl.load(order_ptr + at)
+        before = (its_order < order) | ((its_order == order) & (i < n))
+        better = (its_value > value) | ((its_value == value) & before)
+        rank += tl.where(better & mine, 1, 0)
+    kept = (held | new) & (rank < places)
+    tl.store(out_ptr + 2 * (begin + rank), value, mask=kept)
+    tl.store(out_ptr + 2 * (begin + rank) + 1, order, mask=kept)
 
 
-def group_top_k(scores: Tensor, bounds: Tensor, k: int, *, largest_group: int) -> Tensor:
-    """int32 [groups, k] of places in ``scores``, best first; -1 where a group has fewer."""
-    groups = len(bounds) - 1
-    out = torch.empty((groups, k), dtype=torch.int32, device=scores.device)
-    block = triton.next_power_of_2(max(1, largest_group))
-    group_top_k_kernel[(groups,)](
-        scores, bounds, out, K=k, BLOCK=block, num_warps=max(1, min(8, block // 128))
+def enter_groups(paths: Tensor, groups: Groups) -> None:
+    """Enter float64 paths [S, 5] in ``groups.best``."""
+    ranked = torch.empty_like(groups.best)
+    block = triton.next_power_of_2(len(groups.best) + len(paths))
+    enter_kernel[(len(groups.how),)](
+        paths,
+        groups.group,
+        groups.order,
+        groups.best,
+        groups.bounds,
+        groups.how,
+        ranked,
+        len(paths),
+        BLOCK=block,
+        num_warps=max(1, min(8, block // 128)),
     )
-    return out
+    groups.best.copy_(ranked)

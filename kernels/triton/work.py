@@ -15,34 +15,13 @@ from torch import Tensor
 
 from wcse import _core
 from wcse.kernels.triton.prompt import LEAST, path_slots
+from wcse.kernels.triton.rates import H200, Device, Load
 
 TILE_M = (16, 32, 64, 128)
 """Rows of the score matrix of one tile; a row is a tree row times a query head of the group."""
 
 PAGE = 16
 _ALIGN = 4  # int32s: parts of the upload begin on 16 bytes, so that a kernel is compiled once
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Rates from which tile sizes are chosen. They are assumptions (an H200's data sheet, less what a good copy and
-    a good GEMM reach), not measurements: only their ratios matter, and a wrong tile costs time, never a result.
-    """
-
-    major: int = 9  # compute capability; below 9 there are no warp-group matrix instructions
-    processors: int = 132
-    resident: int = 2  # blocks of the kernel that one processor holds at a time
-    memory: float = 4.3e12  # bytes a second
-    cache: float = 5.5e12  # bytes a second, L2
-    flops: tuple[float, ...] = (150e12, 250e12, 400e12, 500e12)  # of tiles of TILE_M rows
-
-
-def device_rates(device: torch.device) -> Device:
-    """What CUDA says of a device; the assumptions where it says nothing."""
-    if device.type != "cuda":
-        return Device()
-    found = torch.cuda.get_device_properties(device)
-    return Device(major=found.major, processors=found.multi_processor_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +79,7 @@ class DevicePlan:
     dtype: torch.dtype = torch.bfloat16
     tile_m: int | None = None
     chunks: int | None = None
-    rates: Device = Device()
+    rates: Device = H200
     tile_rows: int | None = None
     ahead: np.ndarray | None = None
     _lists: dict[int, DeviceList] = field(default_factory=dict)
@@ -143,12 +122,14 @@ class DevicePlan:
     def cut(self, window: int) -> _core.WorkList:
         """The work list for this window, on the host."""
         full = self.rates.processors * self.rates.resident
+        tile_rows = self.tile_rows or self.tile() // self.group
+        pages = tile_pages(self.plan, tile_rows)
         return _core.work_list(
             self.plan,
-            tile_rows=self.tile_rows or self.tile() // self.group,
+            tile_rows=tile_rows,
             block_pages=block_tokens(self.head_dim, self.dtype) // PAGE,
             items=self.chunks or max(1, full // self.kv_heads),
-            least_pages=1 if self.chunks else 16,  # 256 tokens
+            least_pages=1 if self.chunks else least_pages(pages, self.kv_heads, self.rates),
             window=window,
             ahead=None if self.ahead is None else self.ahead.ravel(),
         )
@@ -217,6 +198,11 @@ def tile_pages(plan: _core.Plan, tile_rows: int) -> int:
     return int((pages * tiles * (nodes.hi > nodes.lo)).sum())
 
 
+def least_pages(pages: int, kv_heads: int, rates: Device) -> int:
+    """Pages of a piece of a list that is split: 256 tokens, fewer where that would leave processors idle."""
+    return min(16, max(4, pages * kv_heads // rates.processors))
+
+
 def choose_tile(
     plan: _core.Plan,
     group: int,
@@ -227,22 +213,31 @@ def choose_tile(
 ) -> int:
     """Rows of a tile with the least modelled time, for 16-bit keys and values.
 
-    Wide tiles read a shared page less often; narrow ones waste fewer rows on pages that few see. The model adds to
-    the slowest of memory, cache and arithmetic a third of the others, which overlap imperfectly.
+    Wide tiles read a shared page less often; narrow ones waste fewer rows on pages that few see, and are more, so that
+    a small batch is split into fewer partial results.
     """
-    page_bytes = PAGE * head_dim * 2 * 2 * kv_heads
-    unique = float((plan.nodes.page_end - plan.nodes.page_begin).sum()) * page_bytes
-    best, choice = float("inf"), sizes[-1]
-    for tile_m, rate in zip(TILE_M, rates.flops, strict=True):
-        if tile_m not in sizes:
-            continue
-        pages = tile_pages(plan, tile_m // group)
-        parts = [
-            unique / rates.memory,
-            pages * page_bytes / rates.cache,
-            4.0 * pages * PAGE * head_dim * tile_m * kv_heads / rate,
-        ]
-        cost = max(parts) + 0.35 * (sum(parts) - max(parts))
-        if cost < best:
-            best, choice = cost, tile_m
-    return choice
+    stored = PAGE * float((plan.nodes.page_end - plan.nodes.page_begin).sum())
+
+    def seconds(tile_m: int) -> float:
+        tile_rows = tile_m // group
+        pages, tiles = tile_pages(plan, tile_rows), -(-plan.n_rows // tile_rows)
+        target = max(
+            least_pages(pages, kv_heads, rates), pages * kv_heads / (rates.processors * rates.resident)
+        )
+        chunks = max(1, round(pages / tiles / target))
+        partials = 0 if chunks == 1 else chunks * plan.n_rows * kv_heads * group * (2 * head_dim + 4)
+        load = Load(
+            tile_m=tile_m,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            stored=stored,
+            read=float(pages * PAGE),
+            items=tiles * chunks,
+            rows_bytes=4.0 * plan.n_rows * kv_heads * group * head_dim,
+            partial_bytes=float(partials),
+        )
+        return rates.resources(load).seconds
+
+    costs = {tile_m: seconds(tile_m) for tile_m in TILE_M if tile_m in sizes}
+    # Of nearly equal ones the widest: that it reads less is certain, the rest is a model.
+    return max(tile_m for tile_m, cost in costs.items() if cost <= 1.05 * min(costs.values()))

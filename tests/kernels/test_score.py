@@ -1,11 +1,12 @@
-"""Step scores and sums along paths: native op against reference, extremes, independence of the batch, refusals."""
+"""Step scores, sums along paths, best of groups: native op against reference, extremes, any batches, refusals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from functools import partial, reduce
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from random import Random
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from wcse.kernels import ops
 from wcse.types import PathScores, WcseError
-from wcse.votes import aggregate
+from wcse.votes import AGGREGATIONS, aggregate, rank_key
 
 
 def head(sizes: list[int], seed: int = 0) -> list[tuple[ops.PackedLinear, torch.Tensor | None]]:
@@ -102,15 +103,50 @@ def test_a_product_too_small_for_single_precision_keeps_its_rank() -> None:
     assert 0 < low < high < 1e-90
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.lists(st.lists(SCORES | st.just(-0.0), max_size=9), min_size=1, max_size=4), st.integers(1, 6))
-def test_the_best_of_groups(groups: list[list[float]], k: int) -> None:
-    scores = torch.tensor([x for group in groups for x in group])
-    bounds = torch.tensor([0, *accumulate(map(len, groups))], dtype=torch.int32)
-    found, expected = (
-        ops.group_top_k(scores, bounds, k, largest_group=9, backend=backend) for backend in ("cpp", "torch")
+@st.composite
+def contests(draw: st.DrawFn) -> tuple[list[float], list[int], list[tuple[int, str]], list[int]]:
+    """Scores of candidates, the group of each (-1: none), (places, aggregation) of the groups, and cuts into calls."""
+    scores = draw(st.lists(SCORES | st.just(-0.0), min_size=1, max_size=16))
+    kinds = draw(
+        st.lists(st.tuples(st.integers(0, 5), st.sampled_from(list(AGGREGATIONS))), min_size=1, max_size=3)
     )
-    assert found.tolist() == expected.tolist()
+    group = [draw(st.integers(-1, len(kinds) - 1)) for _ in scores]
+    cuts = sorted(draw(st.lists(st.integers(0, len(scores)), max_size=3)))
+    return scores, group, kinds, [0, *cuts, len(scores)]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(contests(), st.randoms(use_true_random=False))
+def test_the_best_of_groups_do_not_depend_on_the_order_of_calls(
+    case: tuple[list[float], list[int], list[tuple[int, str]], list[int]], random: Random
+) -> None:
+    scores, group, kinds, cuts = case
+    order = random.sample(range(len(scores)), len(scores))  # which candidate comes first among equals
+    layers = [(ops.pack_linear(torch.ones(1, 1)), None)]
+    bounds = torch.tensor([0, *accumulate(k for k, _ in kinds)], dtype=torch.int32)
+    how = torch.tensor([list(AGGREGATIONS).index(name) for _, name in kinds], dtype=torch.int32)
+    for backend in ("cpp", "torch"):
+        best = torch.tensor([ops.NOBODY] * int(bounds[-1]), dtype=torch.float64).reshape(-1, 2)
+        for begin, end in pairwise(cuts):
+            part = ops.Groups(
+                best,
+                bounds,
+                how,
+                torch.tensor(group[begin:end], dtype=torch.int32),
+                torch.tensor(order[begin:end], dtype=torch.float64),
+            )
+            rows = torch.arange(begin, end, dtype=torch.int32)
+            ops.score_steps(
+                torch.tensor(scores)[:, None], rows, layers, groups=part, bounded=False, backend=backend
+            )
+        for g, (k, name) in enumerate(kinds):
+            mine = [i for i in range(len(scores)) if group[i] == g]
+            worth = {i: aggregate([torch.tensor(scores[i]).item()], name) for i in mine}
+            ranked = sorted(mine, key=lambda i: rank_key(worth[i], (order[i],)))[:k]
+            found = best[bounds[g] : bounds[g + 1]].tolist()
+            assert [place[1] for place in found if place[1] < math.inf] == [order[i] for i in ranked]
+            exact = [-math.inf if math.isnan(worth[i]) else worth[i] for i in ranked]
+            assert [place[0] for place in found[: len(ranked)]] == pytest.approx(exact, rel=1e-12)
 
 
 def test_extremes_stay_finite_and_ordered() -> None:
@@ -134,11 +170,18 @@ def test_what_does_not_fit_is_refused() -> None:
         ops.score_steps(
             hidden, torch.tensor([0, 0], dtype=torch.int32), head([8, 2]), above=torch.tensor([-1, 1]).int()
         )
-    for bounds in ([0, 4], [2, 1], [-1, 2]):
-        with pytest.raises(
-            WcseError, match=r"bounds\[[01]\]=-?\d does not lie between the one before and the 3 s"
-        ):
-            ops.group_top_k(torch.zeros(3), torch.tensor(bounds).int(), 1, largest_group=4)
+    for wrong, message in (
+        ({"bounds": [0, 4]}, r"bounds\[1\]=4 does not lie between the one before and the 3 places"),
+        ({"bounds": [2, 1]}, r"bounds\[1\]=1 does not lie between the one before and the 3 places"),
+        ({"bounds": [-1, 2]}, r"bounds\[0\]=-1 does not lie between the one before and the 3 places"),
+        ({"group": [1]}, r"group\[0\]=1 is neither -1 nor one of the 1 groups"),
+        ({"how": [4]}, r"how\[0\]=4 is no aggregation"),
+    ):
+        fields = {"bounds": [0, 3], "how": [0], "group": [0]} | wrong
+        tensors = {name: torch.tensor(numbers).int() for name, numbers in fields.items()}
+        groups = ops.Groups(torch.zeros(3, 2).double(), order=torch.zeros(1).double(), **tensors)
+        with pytest.raises(WcseError, match=message):
+            ops.score_steps(hidden, torch.tensor([0]).int(), head([8, 2]), groups=groups)
     with pytest.raises(WcseError, match=r"known has dtype torch.float32"):
         ops.score_steps(hidden, torch.tensor([0]).int(), head([8, 2]), known=torch.zeros(1, 5))
     with pytest.raises(WcseError, match="layer 0 takes 9 columns and gets 8"):

@@ -24,6 +24,7 @@ LOOPS = {  # most instructions in the loop over pages, sm_90: a little above wha
     "M64 G7 d64 bf16": 440,
     "M64 G4 d64 bf16 fp8": 630,
 }
+BLOCKS = {"M64 G4 d64 bf16": 4, "M128 G4 d64 bf16": 2}  # that share a processor, sm_90
 GATED = [
     *LOOPS,
     "M64 G2 d256 bf16 window softcap",
@@ -33,7 +34,7 @@ GATED = [
     "d128 fp8",
     "2048 bf16",
 ]
-GATED += ["silu", "bf16", "4096 -> 2", "16 of 64", "3 machines", ""]
+GATED += ["silu", "bf16", "4096 -> 2", "16 places, 64 steps", "3 machines", ""]
 
 
 def compile_kernels(*arguments: str) -> list[dict[str, Any]]:
@@ -54,9 +55,12 @@ def test_hopper() -> None:
     """No spills, shared memory below the limit, tensor cores and asynchronous copies in use, short loops."""
     table = compile_kernels("--arch", "90", "--shapes", *GATED)
     kernels = {row["kernel"] for row in table}
-    assert kernels >= {"tree_attention", "merge", "rope_write_kv", "add_rms_norm", "sample", "score_steps"}
-    assert kernels >= {"advance", "grow", "group_top_k", "gated_act"}
+    assert kernels >= {"tree_attention", "merge", "rope_write_kv", "add_rms_norm", "score_steps"}
+    assert kernels >= {"sample scan", "sample pick", "sample wide"}
+    assert kernels >= {"advance", "grow", "enter_groups", "gated_act"}
     assert not [(row["kernel"], row["shape"], row["failures"]) for row in table if row["failures"]]
+    attention = {row["shape"]: row for row in table if row["kernel"] == "tree_attention"}
+    assert {shape: attention[shape]["blocks"] for shape in BLOCKS} == BLOCKS
     loops = {row["shape"]: row["loop"] for row in table if row["kernel"] == "tree_attention"}
     assert not {shape: (loops[shape], most) for shape, most in LOOPS.items() if loops[shape] > most}
 
@@ -74,5 +78,5 @@ def test_the_stored_table_is_whole_and_passes() -> None:
 def test_other_devices(arch: str) -> None:
     shapes = ["M64 G4 d64 bf16", "M16 G4 d64 fp32"]
     table = compile_kernels("--arch", arch, "--shapes", *shapes, "d64", "bf16", "3 machines")
-    assert len(table) == 5
+    assert len(table) == 7
     assert not [(row["kernel"], row["shape"], row["failures"]) for row in table if row["failures"]]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from wcse.adapters.remote import Written
+from wcse.adapters.token_backend import Written
 from wcse.engine.driver import Driver
 from wcse.engine.llm import LLM, PromptInput, to_prompt
 from wcse.engine.outputs import RequestOutput
@@ -58,7 +58,7 @@ class AsyncLLM:
         return output
 
     async def complete(self, token_ids: Sequence[int], params: SamplingParams) -> list[Written]:
-        """``TokenBackend`` of ``wcse.adapters.remote``: ids in, ids out."""
+        """``TokenBackend`` of ``wcse.adapters.token_backend``: ids in, ids out."""
         wanted = replace(params, logprobs=0, include_stop_str_in_output=True)
         output = await self.generate({"prompt_token_ids": list(token_ids)}, wanted)
         return [

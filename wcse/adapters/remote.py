@@ -1,18 +1,17 @@
 """Our searches over someone else's engine: an asynchronous token backend in, ranked solutions out.
 
-``TokenBackend`` is all that a search asks of an engine: token ids in, token ids out. ``Completions`` is one over any
-server that takes ids and returns them (``wcse serve``; vLLM's, with its ``return_token_ids``). Token ids are never
-made from text again: a step's ids are those that were drawn. The in-process engine does the same with one KV tree,
-and without a request for each step.
+Token ids are never made from text again: a step's ids are those that were drawn. The in-process engine does the same
+with one KV tree, and without a request for each step.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from wcse.adapters.token_backend import TokenBackend, Written
 from wcse.answers import MathPool
 from wcse.data.grading import classify
 from wcse.engine.params import SamplingParams
@@ -37,25 +36,6 @@ from wcse.types import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """One completion: the ids that were drawn, their log-probabilities and text, and why it ended ("stop",
-    "length"); ``stop_reason`` is the stop string or token id, None for the end of sequence."""
-
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    text: str
-    finish_reason: str
-    stop_reason: str | int | None
-
-
-class TokenBackend(Protocol):
-    """An engine, wherever it runs."""
-
-    async def complete(self, token_ids: Sequence[int], params: SamplingParams) -> list[Written]:
-        """``params.n`` completions of the ids."""
-
-
 class Verifier(Protocol):
     """Scores steps that are there as text."""
 
@@ -63,61 +43,6 @@ class Verifier(Protocol):
 
     async def score(self, problem: str, steps: Sequence[str], *, complete: bool) -> list[float]:
         """One score a step; ``complete``: the solution has ended."""
-
-
-class Completions:
-    """A server's ``/v1/completions``; needs the package ``openai``.
-
-    Args:
-        base_url: with its ``/v1``.
-        model: its name there.
-        api_key: the server's key.
-    """
-
-    def __init__(self, base_url: str, model: str, *, api_key: str = "none") -> None:
-        from openai import AsyncOpenAI
-
-        self._client = AsyncOpenAI(base_url=base_url, api_key=api_key)
-        self._root = base_url.rstrip("/").removesuffix("/v1")
-        self._model = model
-
-    async def complete(self, token_ids: Sequence[int], params: SamplingParams) -> list[Written]:
-        """See ``TokenBackend``.
-
-        Raises:
-            WcseError: the server does not return token ids.
-        """
-        extra = {name: getattr(params, name) for name in ("top_k", "min_p", "repetition_penalty")}
-        reply = await self._client.completions.create(
-            model=self._model,
-            prompt=list(token_ids),
-            n=params.n,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            max_tokens=params.max_tokens,
-            stop=list(params.stop) or None,
-            seed=params.seed,
-            logprobs=0,
-            extra_body={**extra, "return_token_ids": True, "include_stop_str_in_output": True},
-        )
-        return [self._written(choice) for choice in reply.choices]
-
-    def _written(self, choice: Any) -> Written:
-        ids = getattr(choice, "token_ids", None)
-        if ids is None or choice.logprobs is None:
-            raise WcseError(f"{self._root}: it returns no token ids; use a server with return_token_ids")
-        logprobs = tuple(choice.logprobs.token_logprobs or ())
-        stop = getattr(choice, "stop_reason", None)
-        return Written(tuple(ids), logprobs, choice.text, choice.finish_reason or "", stop)
-
-    async def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The server's own rendering of a conversation, from its ``/tokenize``."""
-        body = {"model": self._model, "messages": list(messages)}
-        reply: Any = await self._client.post(f"{self._root}/tokenize", body=body, cast_to=object)
-        return list(reply["tokens"])
-
-    async def close(self) -> None:
-        await self._client.close()
 
 
 class LocalVerifier:

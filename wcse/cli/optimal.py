@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ _OWN = ("budgets", "strategies", "difficulty", "probes", "bins", "out", "quiet")
 
 
 def optimal(options: Options) -> int:
-    """Run what the sweep lacks, fit, print, and write ``optimal.json`` and ``policy.json``."""
+    """Run what the sweep lacks, fit, print, and write ``optimal.json``, ``optimal.html`` and ``policy.json``."""
     from wcse.optimal.difficulty import Difficulty
     from wcse.problems import load_problems
     from wcse.recipe import Recipe
@@ -49,7 +50,9 @@ def optimal(options: Options) -> int:
         )
     code = solve(recipe)
     if code == 0:
-        _fit(folder, budgets, difficulty)
+        shown: dict[str, Any] = {"policy": checked.policy, "prm": checked.prm, "problems": checked.problems}
+        shown |= {"difficulty": difficulty.kind, "probes": difficulty.samples, "bins": difficulty.bins}
+        _fit(folder, budgets, difficulty, shown)
     return code
 
 
@@ -59,45 +62,52 @@ def sweep(
     """The strategies to run: the sample sets at the largest budget, the tree searches at every budget, whole
     and less the probes."""
     from wcse.optimal.policy_file import tree_budgets
-    from wcse.search import parse_strategy
+    from wcse.search import STRATEGIES, parse_strategy
 
     names: dict[str, None] = dict.fromkeys(SAMPLERS if scored else SAMPLERS[:1])
     for text in trees if scored else ():
         spec = parse_strategy(text)
         if "n" in spec.options:
             raise WcseError(f"strategy={text!r}: n comes from --budgets; leave it out")
-        if spec.name in (*SAMPLERS, "greedy", "auto"):
-            raise WcseError(f"strategy={text!r}: give tree searches; sample sets are swept anyway")
+        if spec.name in (*SAMPLERS, "auto") or not STRATEGIES[spec.name].needs_prm:
+            raise WcseError(
+                f"strategy={text!r}: give searches that ask a verifier; sample sets are swept anyway"
+            )
         width = spec.options.get("beam_width", beam_width)
         for n in tree_budgets(budgets, probes, width):
             names[str(type(spec)(spec.name, {**spec.options, "n": n}))] = None
     return tuple(names)
 
 
-def _fit(folder: Path, budgets: Sequence[int], difficulty: Any) -> None:
-    from dataclasses import asdict
-
+def _fit(folder: Path, budgets: Sequence[int], difficulty: Any, options: Mapping[str, Any]) -> None:
     from wcse.data.disk import atomic_file
     from wcse.data.journal import read_header, read_records
     from wcse.optimal.fit import by_bin, cross_validate, fit, fixed_points
     from wcse.optimal.grid import read_grid
     from wcse.optimal.policy_file import save
+    from wcse.report.optimal import page
     from wcse.search.auto import FEATURES
 
     grid = read_grid(folder / "sweep", budgets, difficulty)
+    table = fit(grid, budgets)
     found = {
+        "options": options,
         "difficulty": asdict(difficulty),
         "problems": len(grid.problems),
         "fixed": [point for n in budgets for point in fixed_points(grid, n)],
         "optimal": [cross_validate(grid, n) for n in budgets],
         "bins": [row for n in budgets for row in by_bin(grid, n)],
+        "choices": {
+            str(n): {"probed": column.probed, "strategies": [cell.strategy for cell in column.cells]}
+            for n, column in table.choices.items()
+        },
     }
     _show(found, budgets)
-    table = fit(grid, budgets)
     with atomic_file(folder / "optimal.json") as file:
         file.write(json.dumps(found, indent=2).encode("ascii") + b"\n")
-    for n, cells in table.choices.items():
-        print(f"n={n}: " + "; ".join(f"bin {i}: {cell.strategy}" for i, cell in enumerate(cells)))
+    with atomic_file(folder / "optimal.html") as file:
+        file.write(page(found))
+    print(f"report: {folder / 'optimal.html'}")
     if difficulty.kind in FEATURES:
         header = read_header(folder / "sweep")
         scores = {record.agg_strategy for record in read_records(folder / "sweep")} - {None}
@@ -113,36 +123,22 @@ def _fit(folder: Path, budgets: Sequence[int], difficulty: Any) -> None:
 
 
 def _show(found: Mapping[str, Any], budgets: Sequence[int]) -> None:
+    from wcse.report.optimal import bins_table, choices_table, gain, points_table
     from wcse.report.terminal import align
 
     print(f"\neach strategy alone, {found['problems']} problems:")
-    rows = [_point_row(point["strategy"], point) for point in found["fixed"]]
+    print(align(points_table(found)))
     for point in found["optimal"]:
-        rows.append(_point_row(f"best fixed, cross-validated (n={point['n']})", point["best_fixed"]))
-        rows.append(_point_row(f"auto, cross-validated (n={point['n']})", point["auto"]))
-    print(align([("strategy", "accuracy", "95 % interval", "tokens"), *rows]))
-    for point in found["optimal"]:
-        gain, low, high = (100 * point[name] for name in ("gain", "gain_low", "gain_high"))
         probes = point["auto"]["tokens"] - point["auto"]["tokens_without_probes"]
         print(
-            f"n={point['n']}: auto over best fixed {gain:+.1f} points ({low:+.1f} to {high:+.1f}); "
-            f"{probes:,.0f} of its tokens a problem are probes that nothing else used"
+            f"n={point['n']}: auto over best fixed {gain(point)}; "
+            f"{probes:,.0f} of its tokens a problem are probes before a tree search"
         )
-    largest = max(budgets)
-    print(f"\nby difficulty (bin 0 is the easiest), n={largest}:")
-    binned = [row for row in found["bins"] if row["n"] == largest]
-    numbers = sorted({row["bin"] for row in binned})
-    cells: dict[str, dict[int, str]] = {}
-    for row in binned:
-        cells.setdefault(row["strategy"], {})[row["bin"]] = f"{row['accuracy']:.0%}"
-    head = ("strategy", *(f"bin {number}" for number in numbers))
-    print(align([head, *((name, *(row[b] for b in numbers)) for name, row in cells.items())]))
+    print(f"\nby difficulty (bin 0 is the easiest), n={max(budgets)}:")
+    print(align(bins_table(found, max(budgets))))
+    print("\nwhat auto does:")
+    print(align(choices_table(found)))
     print()
-
-
-def _point_row(name: str, point: Mapping[str, float]) -> tuple[str, ...]:
-    interval = f"{point['low']:.1%} - {point['high']:.1%}"
-    return name, f"{point['accuracy']:.1%}", interval, f"{point['tokens']:,.0f}"
 
 
 RECIPE = tuple(
@@ -171,7 +167,13 @@ COMMANDS = (
             ("difficulty", {"metavar": "D", "help": "verifier, agreement or oracle (default verifier)"}),
             ("probes", {"type": int, "metavar": "K", "help": "samples that measure difficulty (default 4)"}),
             ("bins", {"metavar": "B", "help": "quintile or absolute (default quintile)"}),
-            ("out", {"metavar": "DIR", "help": "directory of the sweep, optimal.json and policy.json"}),
+            (
+                "out",
+                {
+                    "metavar": "DIR",
+                    "help": "directory of the sweep, optimal.json, optimal.html and policy.json",
+                },
+            ),
             *RECIPE,
         ),
         needs=("policy", "problems", "out"),

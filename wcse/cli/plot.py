@@ -38,7 +38,7 @@ def plot(options: Options) -> int:
                 f"{str(folder)!r} has no curve against {axis}: it needs majority or best_of_n with n of at least 2"
             )
         figure = curve
-    levels = [level for name in options.get("larger", ()) for level in _levels(Path(name))]
+    levels = [level for name in options.get("larger", ()) for level in _levels(Path(name), folder)]
     write_figure(with_levels(figure, levels) if levels else figure, out)
     print(out)
     return 0
@@ -56,9 +56,22 @@ def _found(folder: Path) -> tuple[str, str, Figure] | None:
     return None
 
 
-def _levels(folder: Path) -> list[tuple[str, float]]:
-    """The accuracies of a run as horizontal lines."""
+def _levels(folder: Path, base: Path) -> list[tuple[str, float]]:
+    """The accuracies of a run as horizontal lines in the figure of ``base``.
+
+    Raises:
+        WcseError: ``base`` is a run of other problems.
+    """
+    from wcse.data.journal import FILE, read_header
+
     summary = _summary(folder)
+    base = base if (base / FILE).is_file() else base / "sweep"  # of wcse optimal
+    if (base / FILE).is_file():
+        prints = [read_header(each).inputs.get("problems") for each in (base, folder)]
+        if prints[0] != prints[1]:
+            raise WcseError(
+                f"larger={str(folder)!r} solved other problems than {str(base)!r}; run both on the same problems"
+            )
     name = Path(str(summary["recipe"].get("policy", folder))).name
     return [
         (f"{name}, {strategy}", numbers["accuracy"])

@@ -295,7 +295,7 @@ S is one of greedy, majority, best_of_n, weighted_best_of_n, and
   beam_search, dvts                (beam_width, lookahead, compat=search-and-learn)
   lookahead_search                 (beam_width, lookahead)
   rebase                           (softmax_temperature, rounding=remainder|ceil)
-  particle_filter                  (potential=ratio|product|odds, ess_threshold)
+  particle_filter                  (potential=ratio|product|odds, ess_threshold, resampling=systematic|multinomial)
   speculative_rejection            (rejection_rate, checkpoint_tokens)
   adaptive_vote                    (chunk, stop_rule=beta|certain, confidence)
   mcts                             (beam_width, exploration)

@@ -14,6 +14,8 @@ from wcse.cli.optimal import RECIPE, SAMPLERS, optimal
 from wcse.cli.solve import solve
 from wcse.types import WcseError
 
+AUTO = "auto"
+"""Directory of the run of ``auto``."""
 _OWN = ("larger", "fit", "budgets", "strategies", "n", "larger_n", "difficulty", "probes", "bins", "out")
 
 
@@ -33,10 +35,11 @@ def versus(options: Options) -> int:
         code = optimal(_fit_options(options, recipe, budgets, folder / "fit"))
         if code:
             return code
-        recipe_small = recipe | {"strategy_policy": str(folder / "fit" / "policy.json")}
-    else:
-        recipe_small = recipe
-    runs = {_name(options["policy"]): recipe_small | {"strategies": strategies, "n": most}}
+    runs = {_name(options["policy"]): recipe | {"strategies": strategies, "n": most}}
+    if "fit" in options:  # in a run of its own, so that another fit leaves the long run as it is
+        table = str(folder / "fit" / "policy.json")
+        names = tuple(f"auto(n={n})" for n in budgets)
+        runs[AUTO] = recipe | {"strategies": names, "n": max(budgets), "strategy_policy": table}
     for model in options.get("larger", ()):
         runs[_name(model)] = _larger(options, recipe, model)
     for name, fields in runs.items():
@@ -50,12 +53,12 @@ def versus(options: Options) -> int:
 
 def _refuse_equal_names(options: Options) -> None:
     """Each model has a directory of its name."""
-    names = ["fit", *(_name(model) for model in (options["policy"], *options.get("larger", ())))]
+    names = ["fit", AUTO, *(_name(model) for model in (options["policy"], *options.get("larger", ())))]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise WcseError(
             f"policy and larger: {twice[0]!r} would be the directory of two runs; give models whose files or "
-            "folders have different names (not 'fit')"
+            f"folders have different names (not 'fit' or {AUTO!r})"
         )
 
 
@@ -76,7 +79,7 @@ def _refuse_known_problems(options: Options) -> None:
 
 
 def _strategies(options: Options, budgets: Sequence[int]) -> tuple[str, ...]:
-    """Sample sets at the largest N, each given strategy at every budget or at its own n, and ``auto``."""
+    """Sample sets at the largest N, and each given strategy at every budget or at its own n."""
     from wcse.search import parse_strategy
 
     names: dict[str, None] = dict.fromkeys(("greedy", *(SAMPLERS if "prm" in options else SAMPLERS[:1])))
@@ -84,8 +87,6 @@ def _strategies(options: Options, budgets: Sequence[int]) -> tuple[str, ...]:
         spec = parse_strategy(text)
         for n in (spec.options["n"],) if "n" in spec.options else budgets:
             names[str(type(spec)(spec.name, {**spec.options, "n": n}))] = None
-    if "fit" in options:
-        names |= dict.fromkeys(f"auto(n={n})" for n in budgets)
     return tuple(names)
 
 
@@ -134,7 +135,9 @@ def _finish(folder: Path, names: Sequence[str], options: Options) -> None:
     from wcse.report.terminal import align
     from wcse.report.versus import auto_table, beam_table, crossings_table, curves_table, equal_table, page
 
-    small, *larger = [Side.read(name, folder / name) for name in names]
+    name, *rest = [name for name in names if name != AUTO]
+    small = Side.read(name, folder / name, *(folder / other for other in names if other == AUTO))
+    larger = [Side.read(other, folder / other) for other in rest]
     found = compare(small, larger, _best_fixed(folder / "fit")) | {
         "options": {name: _plain(options[name]) for name in options if name != "quiet"}
     }

@@ -50,6 +50,15 @@ class TreeCosts:
         return self.reread / self.read_once if self.read_once else 1.0
 
 
+def readers(record: SolveRecord, read_once: int) -> int:
+    """How many models of the verifier read each token of ``read_once``; 0 for a head on the policy's own states."""
+    return (
+        max(1, round(record.ledger.prm_computed / read_once))
+        if record.ledger.prm_computed and read_once
+        else 0
+    )
+
+
 def roles(record: SolveRecord) -> dict[Path, str]:
     """What each step was for: kept, lookahead, difficulty or pruned."""
     kept = {s.path[:depth] for s in record.solutions for depth in range(1, len(s.path) + 1)}

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wcse.data.costs import roles
+from wcse.data.costs import readers, roles, tree_costs
 from wcse.data.record import Path, SolveRecord
 from wcse.votes import SELECTORS
 
@@ -174,7 +174,7 @@ def nodes_table(file: BinaryIO, run: str) -> Table:
     ``node_id`` counts from 1 within a problem and strategy, parents first; ``parent_id`` 0 is the prompt.
     ``tok_start``, ``tok_end`` count from the end of the prompt; ``state`` is the step's finish reason, ``role``
     what it was for (``wcse.data.costs.roles``). Computed tokens are the step's own, reused ones its prefix, prompt
-    included; a verifier on the policy's own states computes none.
+    included; a verifier of two models computes each token twice, one on the policy's own states none.
     """
     return Table(file, NODES, lambda record: _node_rows(record, run))
 
@@ -184,7 +184,7 @@ def _node_rows(record: SolveRecord, run: str) -> list[dict[str, Any]]:
     ends: dict[Path, int] = {(): 0}
     rows = []
     role = roles(record)
-    reads = record.ledger.prm_computed > 0
+    times = readers(record, tree_costs(record).read_once)
     for node in sorted(record.nodes, key=lambda node: (len(node.path), node.path)):
         above = node.parent or ()
         ids[node.path] = len(ids)
@@ -207,8 +207,10 @@ def _node_rows(record: SolveRecord, run: str) -> list[dict[str, Any]]:
                 "role": role[node.path],
                 "policy_tokens_computed": len(node.token_ids),
                 "policy_tokens_reused": record.prompt_tokens + ends[above],
-                "prm_tokens_computed": len(node.token_ids) if reads and node.score is not None else 0,
-                "prm_tokens_reused": record.prompt_tokens + ends[above] if node.score is not None else 0,
+                "prm_tokens_computed": times * len(node.token_ids) if node.score is not None else 0,
+                "prm_tokens_reused": max(1, times) * (record.prompt_tokens + ends[above])
+                if node.score is not None
+                else 0,
             }
         )
     return rows

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wcse import _core
 from wcse.engine.graphs import FixedPlan, bucket, bucketed_lists, lists_key
+from wcse.engine.lanes import Download, Lane
 from wcse.kernels import ops
 from wcse.models.decoder import Batch, Decoder
 from wcse.models.kv_pool import KVPool
@@ -52,6 +53,23 @@ class Round:
     counts: np.ndarray  # int32 [R], tokens of each
 
 
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A round that the device works on."""
+
+    outputs: Download
+    order: np.ndarray  # of the plan's segments
+    tokens: int
+
+    def wait(self) -> Round:
+        """What the rows wrote."""
+        found = self.outputs.wait()
+        back = np.empty(len(self.order), np.int64)
+        back[self.order] = np.arange(len(self.order))
+        tokens, logprobs = found[: self.tokens, back], found[self.tokens : -1].view(np.float32)[:, back]
+        return Round(tokens, logprobs, found[-1, back])
+
+
 _WIDE = ("keys", "tokens")
 _INTS = ("positions", "slots", "counters", "left", "done", "top_k")
 _FLOATS = ("temperature", "top_p", "min_p")
@@ -80,9 +98,19 @@ class DeviceLoop:
         decoder: a dense one (``Decoder.dense``), with its output matrix.
         pool: its keys and values.
         tile_rows: tree rows that share a tile of attention; None chooses. 1 reads each sequence by itself.
+        lane: where its work goes; who calls has entered it.
     """
 
-    def __init__(self, decoder: Decoder, pool: KVPool, *, tokens: int, tile_rows: int | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        pool: KVPool,
+        *,
+        tokens: int,
+        tile_rows: int | None = None,
+        lane: Lane | None = None,
+    ) -> None:
+        self.lane = lane or Lane(decoder.device)
         self.decoder = decoder
         self.pool = pool
         self.tokens = tokens
@@ -95,7 +123,13 @@ class DeviceLoop:
     def run(
         self, plan: _core.Plan, rows: RoundRows, ahead: np.ndarray, table: Tensor, *, count: int
     ) -> Round:
-        """Write up to ``count`` tokens in every row.
+        """``start`` a round and wait for its end."""
+        return self.start(plan, rows, ahead, table, count=count).wait()
+
+    def start(
+        self, plan: _core.Plan, rows: RoundRows, ahead: np.ndarray, table: Tensor, *, count: int
+    ) -> Started:
+        """Queue up to ``count`` tokens of every row; the host may do other things meanwhile.
 
         Args:
             plan: one new token for every row, none of which is above another.
@@ -107,11 +141,7 @@ class DeviceLoop:
         memory = self._fill(plan, rows.take(order), ahead[order], table, count)
         for _ in range(count):
             self._iterate(memory)
-        found = memory.outputs.cpu().numpy()
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        tokens, logprobs = found[: self.tokens, back], found[self.tokens : -1].view(np.float32)[:, back]
-        return Round(tokens, logprobs, found[-1, back])
+        return Started(self.lane.download(memory.outputs), order, self.tokens)
 
     def _fill(
         self, plan: _core.Plan, rows: RoundRows, ahead: np.ndarray, table: Tensor, count: int

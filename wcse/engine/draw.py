@@ -63,7 +63,7 @@ def draw(
     if len(plain):
         asked = tuple(take_rows(part, plain) for part in draws.numbers)
         tokens[plain], logprobs[plain] = _sample(logits, index[plain], asked, backend)
-    changed = take_rows(logits, index[ruled]).cpu()  # rules are numpy
+    changed = take_rows(logits, index[ruled]).float().cpu()  # rules are numpy, which lacks bfloat16
     raw = changed.clone()
     for row, guide in zip(changed.numpy(), draws.guides.values(), strict=True):
         guide.apply(row)

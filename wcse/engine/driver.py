@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from wcse.budget import Account as Charges
 from wcse.engine.engine import Engine
@@ -18,6 +18,7 @@ from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
 from wcse.ledger import Ledger
 from wcse.rng import uniforms
+from wcse.search.best import Best
 from wcse.types import (
     Chosen,
     Classes,
@@ -32,6 +33,7 @@ from wcse.types import (
     WcseError,
 )
 
+T = TypeVar("T")
 Done = Callable[[float | None], None]
 
 CENSUS_EVERY = 16  # steps between two counts of pages
@@ -190,26 +192,32 @@ class Driver:
     # -- one turn ----------------------------------------------------------------------------------------
 
     def advance(self) -> bool:
-        """One step of the policy and, when enough waits, of the verifier. False when there was no work."""
-        worked = False
-        if self.engine.busy:
-            self._timed(self.engine.step, lambda run: run.root.account.computed, "policy_seconds")
+        """One step of the policy and, when enough waits, of the verifier. False when there was no work.
+
+        While a device writes the policy's tokens, the verifier's step is planned, and runs beside it.
+        """
+        worked, begun, scorer = self.engine.busy, False, self.scorer
+        if worked:
+            begun = self._timed(self.engine.begin, lambda run: run.root.account.computed, "policy_seconds")
             self._steps += 1
-            if self._steps % CENSUS_EVERY == 0:
+        try:
+            if worked and not begun:
                 self._census()
-            worked = True
-        scorer = self.scorer
-        if scorer is not None and scorer.waiting and scorer.waiting >= len(self.engine.rows) // 4:
-            self._timed(scorer.step, lambda run: scorer.account(run.root).computed, "verifier_seconds")
-            worked = True
+            if scorer is not None and scorer.waiting and scorer.waiting >= len(self.engine.rows) // 4:
+                self._timed(scorer.step, lambda run: scorer.account(run.root).computed, "verifier_seconds")
+                worked = True
+        finally:
+            if begun:
+                self._timed(self.engine.finish, lambda run: run.root.account.computed, "policy_seconds")
+                self._census()
         return worked
 
-    def _timed(self, step: Callable[[], None], tokens: Callable[[_Running], int], field_name: str) -> None:
+    def _timed(self, step: Callable[[], T], tokens: Callable[[_Running], int], field_name: str) -> T:
         """Run a step and share its time out by the tokens that it computed for each problem."""
         runs = list(self._running.values())
         before = [tokens(run) for run in runs]
         start = time.perf_counter()
-        step()
+        result = step()
         seconds = time.perf_counter() - start
         shares = [tokens(run) - old for run, old in zip(runs, before, strict=True)]
         total = sum(shares)
@@ -218,8 +226,11 @@ class Driver:
             setattr(run, field_name, getattr(run, field_name) + part)
             if run.job.charges is not None and run.job.charges.spend(part):
                 self.engine.stop(run.root)
+        return result
 
     def _census(self) -> None:
+        if self._steps % CENSUS_EVERY:
+            return
         for root, counts in self.engine.census().items():
             run = self._running.get(root)
             if run is not None and counts > run.pages:
@@ -365,17 +376,19 @@ class Driver:
             done([self._empty(run, request.node, request.first + i) for i in range(request.n)])
             return
         nodes: list[Node | None] = [None] * request.n
-        countdown = _Countdown(lambda: done(nodes))
+        countdown = _Countdown(lambda: done([node for node in nodes if node is not None]))
         scores = request.score and self.scorer is not None
+        best = request.best if scores and not request.to_end else None
 
         def on_node(node: Node) -> None:
             self._trace(run, node)
             if scores and node.finish is not Finish.ERROR:
                 countdown.add()
-                self._submit(run, node, countdown)
+                self._submit(run, node, countdown, best if node.live else None)
 
         def on_end(child: int, node: Node) -> None:
-            nodes[child] = node
+            if best is None or not node.live:  # the others live and die with their places
+                nodes[child] = node
             countdown.hit()
 
         countdown.add(request.n)
@@ -405,12 +418,16 @@ class Driver:
             self._submit(run, wanted[path], countdown)
         countdown.hit()
 
-    def _submit(self, run: _Running, node: Node, countdown: _Countdown) -> None:
+    def _submit(self, run: _Running, node: Node, countdown: _Countdown, best: Best | None = None) -> None:
         assert self.scorer is not None
+        node.contest = best
 
         def done(score: float | None) -> None:
             node.score = score
             run.nodes[node.path].score = score
+            if node.contest is not None:
+                node.contest.enter(node)
+                node.contest = None
             countdown.hit()
 
         self.scorer.submit(run.root, run.job.problem, node, done)

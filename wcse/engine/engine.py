@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from wcse import _core
-from wcse.engine.device_loop import Round
+from wcse.engine.device_loop import Round, Started
 from wcse.engine.draw import Top, draw
 from wcse.engine.endings import cut, finish_of, to_look_at
 from wcse.engine.growth import Growth, Root, Row
@@ -23,7 +23,7 @@ from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.rounds import Rounds
 from wcse.engine.rules import make_rules
-from wcse.engine.runner import Runner, Span, pages
+from wcse.engine.runner import Runner, Span, Work, pages
 from wcse.engine.schedule import Schedule
 from wcse.kernels.copies import join_rows, take_rows
 from wcse.models.decoder import Decoder
@@ -76,6 +76,7 @@ class Engine:
         if round_tokens is None:
             round_tokens = ROUND_TOKENS if model.decoder.device.type == "cuda" else 1
         self.rounds = Rounds(self, tokens=round_tokens) if round_tokens > 1 else None
+        self._started: tuple[list[Row], Started] | None = None  # the round that the device works on
 
     # -- requests ----------------------------------------------------------------------------------------
 
@@ -151,11 +152,30 @@ class Engine:
         Raises:
             KVMemoryError: one path alone does not fit in the KV memory.
         """
+        if self.begin():
+            self.finish()
+
+    def begin(self) -> bool:
+        """Begin a step. True: the device writes tokens, until ``finish`` takes them; other models may work meanwhile.
+        False: the step is over.
+        """
         self.reclaim()
         work = self.runner.begin()
-        if self.rounds is not None and self._steady() and self._round_possible(self.rounds):
-            self._settle_round(self.rows, self.rounds.run(self.rows))
-            return
+        with self.runner.lane.entered():
+            if self.rounds is not None and self._steady() and self._round_possible(self.rounds):
+                self._started = self.rows, self.rounds.start(self.rows)
+                return True
+            self._run(work)
+        return False
+
+    def finish(self) -> None:
+        """End the step that ``begin`` left to the device."""
+        assert self._started is not None and self.rounds is not None
+        (rows, started), self._started = self._started, None
+        with self.runner.lane.entered():
+            self._settle_round(rows, self.rounds.finish(rows, started))
+
+    def _run(self, work: Work) -> None:
         fills = self.schedule.put(work)
         hidden = self.runner.run(work)
         ahead = len(self.rows)

@@ -133,7 +133,8 @@ class Reader:
             if self._make_room(self._queue[0]):
                 self.step()
             return
-        self._run(work, touched)
+        with runner.lane.entered():
+            self._run(work, touched)
         for reading in finished:
             self._queue.remove(reading)
             self._drop(reading)

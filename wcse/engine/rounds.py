@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wcse.engine.device_loop import DeviceLoop, Round, RoundRows
+from wcse.engine.device_loop import DeviceLoop, Round, RoundRows, Started
 from wcse.engine.machines import Machines
 from wcse.engine.runner import pages
 
@@ -31,7 +31,8 @@ class Rounds:
         self.tokens = tokens
         self.done = 0  # rounds so far
         self.machines = Machines(engine.matcher, engine.model.spec.vocab_size, engine.model.decoder.device)
-        self._loop = DeviceLoop(engine.model.decoder, engine.runner.pool, tokens=tokens)
+        runner = engine.runner
+        self._loop = DeviceLoop(engine.model.decoder, runner.pool, tokens=tokens, lane=runner.lane)
 
     def possible(self, rows: Sequence[Row]) -> bool:
         """Whether these rows can write several tokens without the host, and memory holds them."""
@@ -50,8 +51,8 @@ class Rounds:
         need = sum(pages(span.n_kv + self.tokens) - pages(span.n_kv) for span in spans)
         return need <= engine.runner.room
 
-    def run(self, rows: Sequence[Row]) -> Round:
-        """Write tokens in all rows; keys and values of all but each last one are stored."""
+    def start(self, rows: Sequence[Row]) -> Started:
+        """Have tokens written in all rows; ``finish`` brings them."""
         spans = [row.span for row in rows]
         counts = np.fromiter((len(span.tokens) for span in spans), np.int32, len(spans))
         last = np.fromiter((span.tokens[-1] for span in spans), np.int64, len(spans))
@@ -72,7 +73,11 @@ class Rounds:
             min_p=np.fromiter((p.min_p for p in params), np.float32, len(rows)),
             machines=np.asarray(states, np.int32),
         )
-        found = self._loop.run(plan, given, ahead, self.machines.table, count=self.tokens)
+        return self._loop.start(plan, given, ahead, self.machines.table, count=self.tokens)
+
+    def finish(self, rows: Sequence[Row], started: Started) -> Round:
+        """What a round wrote in its rows; keys and values of all but each last token are stored."""
+        found, spans = started.wait(), [row.span for row in rows]
         written = [found.tokens[:n, i].tolist() for i, n in enumerate(found.counts)]
         self.engine.runner.settle_ahead(spans, self.tokens, written)
         self.done += 1

@@ -17,6 +17,7 @@ import torch
 
 from wcse import _core
 from wcse.engine.graphs import StepGraphs
+from wcse.engine.lanes import Lane
 from wcse.engine.memory import Memory
 from wcse.models.decoder import Batch, Decoder
 from wcse.models.kv_pool import KVPool
@@ -167,6 +168,7 @@ class Runner:
         memory: the budget.
 
     Attributes:
+        lane: the queue of its work on a device. All that reads or writes what is stored happens in it.
         worker: what runs, if anything does between two steps; others never evict what it stands on.
         yields: whether it may be suspended for the sake of others; otherwise they wait until it has ended.
     """
@@ -176,6 +178,7 @@ class Runner:
         self.use(decoder)
         self.memory = memory or Memory(num_pages * self.page_bytes)
         num_pages = self.memory.join(self)
+        self.lane = Lane(decoder.device)
         self.tree = _core.KVTree(num_pages)
         self.tree.lend(num_pages)
         self.pool = decoder.pool(num_pages)

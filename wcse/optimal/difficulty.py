@@ -1,7 +1,7 @@
 """How hard a problem is: three measures, two ways to make bins, and folds. Higher values are easier.
 
 ``oracle`` is pass@1 over all samples and uses gold answers: it explains, it cannot be deployed. ``verifier`` and
-``agreement`` look at the first few samples only, as ``wcse.search.auto`` does when it runs.
+``agreement`` look at a few samples only, the probes, as ``wcse.search.auto`` does when it runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from wcse.data.record import SolveRecord
+from wcse.data.record import SolutionRecord, SolveRecord
 from wcse.search.auto import FEATURES, agreement, bin_of, mean_score
 from wcse.types import WcseError
 
@@ -44,19 +44,31 @@ class Difficulty:
         """
         if self.kind == "oracle":
             return sum(bool(s.correct) for s in record.solutions) / len(record.solutions)
-        first = sorted(record.solutions, key=lambda s: s.path)[: self.samples]
-        if len(first) < self.samples:
-            raise WcseError(
-                f"probes={self.samples}: {record.strategy} recorded {len(first)} samples; "
-                "use fewer probes or larger budgets"
-            )
+        probes = self.probes(record)
         if self.kind == "agreement":
-            return agreement([s.answer_class for s in first])
+            return agreement([s.answer_class for s in probes])
         if record.agg_strategy is None:
             raise WcseError(
                 f"difficulty=verifier: {record.strategy} recorded no scores; give a verifier (prm)"
             )
-        return mean_score([s.agg if s.agg is not None else 0.0 for s in first])
+        return mean_score([s.agg if s.agg is not None else 0.0 for s in probes])
+
+    def probes(self, record: SolveRecord) -> list[SolutionRecord]:
+        """The samples that stand for the probes of ``auto``: the last ones.
+
+        A tree search of what they leave of the budget begins with the root's first children, as the first samples
+        do; the last ones share no step with it.
+
+        Raises:
+            WcseError: the record has too few samples.
+        """
+        last = sorted(record.solutions, key=lambda s: s.path)[-self.samples :]
+        if len(last) < self.samples:
+            raise WcseError(
+                f"probes={self.samples}: {record.strategy} recorded {len(last)} samples; "
+                "use fewer probes or larger budgets"
+            )
+        return last
 
     def edges(self, values: Sequence[float]) -> tuple[float, ...]:
         """Falling edges of the bins: those of the rule, or the values that part ``values`` into fifths."""

@@ -1,8 +1,9 @@
 """The choice itself: the best strategy of each difficulty bin at each budget, cross-validated in two folds.
 
 A bin's strategy is taken from the other fold, so no problem chooses for itself; it has to beat the best single
-strategy of that fold by one standard error, or that one is kept. Single strategies are chosen and judged in the
-same way.
+strategy of that fold by one standard error, or that one is kept. Looking has to pay as well: the choice after the
+probes must beat the best strategy that has the whole budget by one standard error, or there are no probes and that one
+runs. Single strategies are chosen and judged in the same way.
 """
 
 from __future__ import annotations
@@ -23,11 +24,23 @@ SEEDS = 20
 
 
 @dataclass(frozen=True)
+class Column:
+    """What to do at one budget: after the probes, a cell for each bin, easiest first; without them, the only cell."""
+
+    probed: bool
+    cells: tuple[Cell, ...]
+
+    def cell(self, number: int) -> Cell:
+        """The cell of a bin."""
+        return self.cells[number if self.probed else 0]
+
+
+@dataclass(frozen=True)
 class Table:
-    """The strategy of each bin at each budget, easiest bin first, and the edges of the bins."""
+    """What to do at each budget, and the edges of the bins."""
 
     edges: tuple[float, ...]
-    choices: dict[int, tuple[Cell, ...]]
+    choices: dict[int, Column]
 
 
 def best_cell(cells: Sequence[Cell], names: Sequence[str]) -> Cell:
@@ -40,35 +53,33 @@ def choose(cells: Sequence[Cell], names: Sequence[str], default: Cell) -> Cell:
     if not names:
         return default
     best = best_cell(cells, names)
-    gains = [best.accuracy[name] - default.accuracy[name] for name in names]
+    return best if _pays([best.accuracy[name] - default.accuracy[name] for name in names]) else default
+
+
+def _pays(gains: Sequence[float]) -> bool:
+    """The mean gain exceeds its standard error."""
     mean = math.fsum(gains) / len(gains)
     variance = math.fsum((gain - mean) ** 2 for gain in gains) / max(1, len(gains) - 1)
-    return best if mean > math.sqrt(variance / len(gains)) else default
+    return mean > math.sqrt(variance / len(gains))
 
 
 def fit(grid: Grid, budgets: Sequence[int], names: Sequence[str] | None = None) -> Table:
-    """The table from these problems, or from all.
-
-    Raises:
-        WcseError: a budget has nothing to choose from after the probes.
-    """
+    """The table from these problems, or from all."""
     names = list(names if names is not None else grid.problems)
     edges = grid.difficulty.edges([grid.values[name] for name in names])
     bins = {name: bin_of(grid.values[name], edges) for name in names}
     return Table(edges, {n: _column(grid, n, names, bins, len(edges) + 1) for n in budgets})
 
 
-def _column(
-    grid: Grid, n: int, names: Sequence[str], bins: Mapping[str, int], count: int
-) -> tuple[Cell, ...]:
-    cells = grid.after_probes(n)
-    if not cells:
-        raise WcseError(
-            f"budget n={n} leaves nothing to choose from after {grid.difficulty.samples} probes; "
-            "use fewer probes or a larger budget"
-        )
-    default = best_cell(cells, names)
-    return tuple(choose(cells, [x for x in names if bins[x] == b], default) for b in range(count))
+def _column(grid: Grid, n: int, names: Sequence[str], bins: Mapping[str, int], count: int) -> Column:
+    whole, after = best_cell(grid.fixed(n), names), grid.after_probes(n)
+    if not after:
+        return Column(False, (whole,))
+    default = best_cell(after, names)
+    cells = tuple(choose(after, [x for x in names if bins[x] == b], default) for b in range(count))
+    free = grid.difficulty.kind == "oracle"  # it draws nothing
+    gains = [cells[bins[name]].accuracy[name] - whole.accuracy[name] for name in names]
+    return Column(True, cells) if free or _pays(gains) else Column(False, (whole,))
 
 
 def cross_validate(grid: Grid, n: int) -> dict[str, Any]:
@@ -90,12 +101,12 @@ def cross_validate(grid: Grid, n: int) -> dict[str, Any]:
             single = best_cell(grid.fixed(n), train)
             picks = _picks(grid, n, train, test, ranks)
             for name in test:
-                cell = picks[name]
-                probes = 0.0 if cell.sampler else grid.probe_tokens[name]
+                cell, probed = picks[name]
+                probes = grid.probe_tokens[name] if probed and not cell.sampler else 0.0
                 got = (
                     cell.accuracy[name],
-                    cell.tokens[name] + probes,
                     cell.tokens[name],
+                    cell.tokens[name] - probes,
                     single.accuracy[name],
                     single.tokens[name],
                 )
@@ -115,13 +126,17 @@ def cross_validate(grid: Grid, n: int) -> dict[str, Any]:
 
 def _picks(
     grid: Grid, n: int, train: Sequence[str], test: Sequence[str], ranks: Mapping[str, int]
-) -> dict[str, Cell]:
-    """The cell of each test problem. Oracle bins are ranks among all; predicted ones have the edges of ``train``."""
+) -> dict[str, tuple[Cell, bool]]:
+    """The cell of each test problem, and whether probes come before it.
+
+    Oracle bins are ranks among all; predicted ones have the edges of ``train``.
+    """
     if grid.difficulty.kind == "oracle":
         column = _column(grid, n, train, ranks, max(ranks.values()) + 1)
-        return {name: column[ranks[name]] for name in test}
+        return {name: (column.cell(ranks[name]), column.probed) for name in test}
     table = fit(grid, (n,), train)
-    return {name: table.choices[n][bin_of(grid.values[name], table.edges)] for name in test}
+    column = table.choices[n]
+    return {name: (column.cell(bin_of(grid.values[name], table.edges)), column.probed) for name in test}
 
 
 def _point(values: Sequence[float], tokens: float) -> dict[str, float]:

@@ -1,25 +1,26 @@
 """What every strategy reached on every problem, at every budget: the table that a choice is made from.
 
 Read from one finished run. A sample set also shows its smaller budgets (the mean over subsets); a tree search
-shows its own budget only.
+shows its own budget only, alone and with the probes that ``auto`` draws before it, which vote, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from wcse.answers import Judge, MathPool, answer_classes
 from wcse.data.costs import tree_costs
 from wcse.data.curves import SampleSet, chances_by_problem
 from wcse.data.journal import read_header, read_records
-from wcse.data.record import SAMPLERS, SolveRecord
+from wcse.data.record import SAMPLERS, NodeRecord, SolutionRecord, SolveRecord
 from wcse.optimal.difficulty import Difficulty
-from wcse.replay import base_config
-from wcse.search import STRATEGIES, Spec, parse_strategy
-from wcse.types import WcseError
+from wcse.replay import base_config, reselect
+from wcse.search import STRATEGIES, SearchConfig, Spec, parse_strategy
+from wcse.types import PROBE, WcseError
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """All cells, each problem's difficulty, and the tokens that measuring it takes."""
+    """All cells, each problem's difficulty, and the tokens that measuring it takes.
+
+    ``probed`` are the tree searches again, after the probes: these vote and are paid for, ``n`` leaves them out.
+    """
 
     cells: tuple[Cell, ...]
     difficulty: Difficulty
     values: dict[str, float]
     probe_tokens: dict[str, float]
+    probed: tuple[Cell, ...] = ()
 
     @property
     def problems(self) -> list[str]:
@@ -68,9 +73,11 @@ class Grid:
         if self.difficulty.kind == "oracle":
             return self.fixed(n)
         left = n - self.difficulty.samples
+        if left < 0:
+            return []
         trees: dict[str, Cell] = {}
-        for cell in sorted(self.cells, key=lambda cell: cell.n):
-            if not cell.sampler and cell.n <= left:
+        for cell in sorted(self.probed, key=lambda cell: cell.n):
+            if cell.n <= left:
                 trees[without_n(cell.strategy)] = cell  # the largest that fits
         samplers = [cell for cell in self.fixed(n) if cell.sampler]
         return samplers + [cell for cell in trees.values() if cell.n > left / 2]
@@ -92,12 +99,10 @@ class _Samples:
     flops: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, record: SolveRecord) -> None:
-        written, count = sum(len(node.token_ids) for node in record.nodes), len(record.solutions)
-        spent, read = _flops(record), record.prompt_tokens / ((record.prompt_tokens + written) or 1)
         self.names.append(record.problem.id)
         self.sets.append(SampleSet.of(record))
-        self.tokens.append((record.prompt_tokens * _reads(record), written * _reads(record) / count))
-        self.flops.append((spent * read, spent * (1 - read) / count))
+        self.tokens.append(_apart(record, _tokens(record)))
+        self.flops.append(_apart(record, _flops(record)))
 
     def cell(self, spec: Spec, n: int, chances: Sequence[float]) -> Cell:
         def at_n(costs: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -125,7 +130,7 @@ class CellReader:
         n = 1 if spec.name == "greedy" else spec.config(self._base).n
         cell = self._trees.setdefault(record.strategy, Cell(record.strategy, n, sampler=False))
         cell.accuracy[record.problem.id] = float(record.correct is True)
-        cell.tokens[record.problem.id] = float(tree_costs(record).unique * _reads(record))
+        cell.tokens[record.problem.id] = _tokens(record)
         cell.flops[record.problem.id] = _flops(record)
 
     def cells(self, sizes: Sequence[int]) -> list[Cell]:
@@ -150,8 +155,16 @@ def sampled(record: SolveRecord) -> bool:
     return name in SAMPLERS and name != "greedy" and bool(record.solutions) and record.independent
 
 
-def _reads(record: SolveRecord) -> int:
-    return 2 if record.ledger.prm_computed > 0 else 1
+def _tokens(record: SolveRecord) -> float:
+    """What the policy's tree holds, and what the verifier read of it: each token once for each of its models."""
+    return float(tree_costs(record).unique + record.ledger.prm_computed)
+
+
+def _apart(record: SolveRecord, cost: float) -> tuple[float, float]:
+    """The parts of a sample set's cost: for the prompt, and for each sample."""
+    written = sum(len(node.token_ids) for node in record.nodes)
+    read = record.prompt_tokens / ((record.prompt_tokens + written) or 1)
+    return cost * read, cost * (1 - read) / len(record.solutions)
 
 
 def _flops(record: SolveRecord) -> float:
@@ -164,26 +177,80 @@ def read_grid(directory: str | Path, budgets: Sequence[int], difficulty: Difficu
     Raises:
         WcseError: the run has no sample set to measure difficulty on, or no strategy at one of the budgets.
     """
-    reader = CellReader(read_header(directory).recipe)
-    values: dict[str, float] = {}
-    probe_tokens: dict[str, float] = {}
-    for record in read_records(directory):
-        if record.problem.answer is None:
-            continue
+    recipe = read_header(directory).recipe
+    reader, values, probes = CellReader(recipe), dict[str, float](), dict[str, _Probes]()
+    for record in _graded(directory):
         reader.add(record)
-        scored = STRATEGIES[parse_strategy(record.strategy).name].needs_prm
-        if sampled(record) and (scored or difficulty.kind != "verifier"):
-            values[record.problem.id] = difficulty.value(record)
-            probe_tokens[record.problem.id] = _probe_tokens(record, difficulty)
-    grid = Grid(tuple(reader.cells(budgets)), difficulty, values, probe_tokens)
+        if not sampled(record):
+            continue
+        name, scored = record.problem.id, record.agg_strategy is not None
+        if difficulty.kind == "oracle":
+            values[name] = difficulty.value(record)
+        elif scored or (difficulty.kind == "agreement" and name not in probes):
+            values[name] = difficulty.value(record)
+            probes[name] = _Probes.of(record, difficulty)
+    grid = Grid(
+        tuple(reader.cells(budgets)),
+        difficulty,
+        values,
+        {name: probes[name].tokens if name in probes else 0.0 for name in values},
+        _probed(directory, base_config(recipe), probes),
+    )
     return _checked(grid, budgets, str(directory))
 
 
-def _probe_tokens(record: SolveRecord, difficulty: Difficulty) -> float:
-    if difficulty.kind == "oracle":
-        return 0.0
-    written = sum(len(n.token_ids) for n in record.nodes) / len(record.solutions)
-    return written * difficulty.samples * (_reads(record) if difficulty.kind == "verifier" else 1)
+def _graded(directory: str | Path) -> Iterator[SolveRecord]:
+    return (record for record in read_records(directory) if record.problem.answer is not None)
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """The samples of one problem that stand for the probes of ``auto``, where its own would be in the tree."""
+
+    solutions: tuple[SolutionRecord, ...]
+    nodes: tuple[NodeRecord, ...]
+    tokens: float
+
+    @classmethod
+    def of(cls, record: SolveRecord, difficulty: Difficulty) -> _Probes:
+        chosen = difficulty.probes(record)
+        place = {solution.path[0]: PROBE + index for index, solution in enumerate(chosen)}
+
+        def moved(path: tuple[int, ...]) -> tuple[int, ...]:
+            return (place[path[0]], *path[1:])
+
+        solutions = tuple(replace(solution, path=moved(solution.path)) for solution in chosen)
+        nodes = tuple(
+            replace(node, path=moved(node.path), parent=moved(node.path)[:-1] or None)
+            for node in record.nodes
+            if node.path[0] in place
+        )
+        return cls(solutions, nodes, len(chosen) * _apart(record, _tokens(record))[1])
+
+    def join(self, record: SolveRecord, judge: Judge) -> SolveRecord:
+        """The record of a scored search among whose solutions the probes are."""
+        found = (*record.solutions, *self.solutions)
+        classes = answer_classes([solution.answer for solution in found], judge)
+        named = tuple(replace(s, answer_class=number) for s, number in zip(found, classes, strict=True))
+        both = replace(record, solutions=named, nodes=(*record.nodes, *self.nodes))
+        return reselect(both, str(record.agg_strategy))
+
+
+def _probed(directory: str | Path, base: SearchConfig, probes: Mapping[str, _Probes]) -> tuple[Cell, ...]:
+    """Every scored tree search as it is after the probes."""
+    cells: dict[str, Cell] = {}
+    if not probes:
+        return ()
+    with MathPool() as judge:
+        for record in _graded(directory):
+            name, spec = record.problem.id, parse_strategy(record.strategy)
+            if sampled(record) or record.agg_strategy is None or name not in probes:
+                continue
+            empty = Cell(record.strategy, spec.config(base).n, sampler=False)
+            cell = cells.setdefault(record.strategy, empty)
+            cell.accuracy[name] = float(probes[name].join(record, judge).correct is True)
+            cell.tokens[name] = _tokens(record) + probes[name].tokens
+    return tuple(cells.values())
 
 
 def _checked(grid: Grid, budgets: Sequence[int], where: str) -> Grid:
@@ -194,7 +261,7 @@ def _checked(grid: Grid, budgets: Sequence[int], where: str) -> Grid:
     for n in budgets:
         if not grid.fixed(n):
             raise WcseError(f"{where}: nothing was recorded at n={n}; give budgets that the run has")
-    for cell in grid.cells:
+    for cell in (*grid.cells, *grid.probed):
         if set(cell.accuracy) != set(grid.values):
             raise WcseError(f"{where}: {cell.strategy} lacks some of the problems; finish the run first")
     return grid

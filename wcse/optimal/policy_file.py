@@ -20,7 +20,7 @@ from wcse.search import STRATEGIES, SearchConfig, parse_strategy
 from wcse.search.auto import FEATURES, Choice, Choices
 from wcse.types import WcseError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(
@@ -57,7 +57,10 @@ def save(
             "agg_strategy": agg_strategy,
         },
         "edges": list(table.edges),
-        "budgets": {str(n): [cell.strategy for cell in cells] for n, cells in table.choices.items()},
+        "budgets": {
+            str(n): {"probed": column.probed, "strategies": [cell.strategy for cell in column.cells]}
+            for n, column in table.choices.items()
+        },
     }
     try:
         with atomic_file(path) as file:
@@ -101,15 +104,17 @@ class PolicyFile:
                 raise WcseError(
                     f"strategy_policy={path!r}: n={n} is below its smallest budget {self.budgets[0]}; raise n"
                 )
-            specs = self.data["budgets"][str(fitting[-1])]
-            edges = tuple(float(edge) for edge in self.data["edges"])
+            column = self.data["budgets"][str(fitting[-1])]
+            specs, probed = column["strategies"], column["probed"]
+            edges = tuple(float(edge) for edge in self.data["edges"]) if probed else ()
             if len(specs) != len(edges) + 1:
                 raise WcseError(
                     f"strategy_policy={path!r}: {len(specs)} bins but {len(edges)} edges; make it again"
                 )
             agg = base.agg_strategy or feature["agg_strategy"]
             bins = tuple(_choice(text, replace(base, agg_strategy=agg)) for text in specs)
-            return Choices(fitting[-1], feature["feature"], int(feature["samples"]), agg, edges, bins)
+            samples = int(feature["samples"]) if probed else 0
+            return Choices(fitting[-1], feature["feature"], samples, agg, edges, bins)
         except (KeyError, TypeError, AttributeError) as error:
             raise _no_policy_file(path, error) from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,24 @@ class Side:
     share: dict[str, float]
 
     @classmethod
-    def read(cls, name: str, directory: str | Path) -> Side:
-        """The side of a finished run.
+    def read(cls, name: str, directory: str | Path, *others: str | Path) -> Side:
+        """The side of a finished run, and of other runs of the same model.
 
         Raises:
-            WcseError: it is not finished, has no sample set, or has problems without gold answers.
+            WcseError: one is not finished, the first has no sample set, problems have no gold answers or are not the
+                same in all.
         """
+        side = cls._read(name, directory)
+        if not side.share:
+            raise WcseError(f"{directory}: no sample set; run majority or best_of_n, too")
+        for other in others:
+            more = cls._read(f"{name} ({Path(other).name})", other)
+            _same_problems(side, more)
+            side = replace(side, cells=side.cells + more.cells)
+        return side
+
+    @classmethod
+    def _read(cls, name: str, directory: str | Path) -> Side:
         header = read_header(directory)
         reader, share = CellReader(header.recipe), dict[str, float]()
         for record in read_records(directory):
@@ -48,12 +60,9 @@ class Side:
                 )
             reader.add(record)
             if sampled(record):
-                share[record.problem.id] = sum(bool(s.correct) for s in record.solutions) / len(
-                    record.solutions
-                )
+                right = sum(bool(solution.correct) for solution in record.solutions)
+                share[record.problem.id] = right / len(record.solutions)
         cells = tuple(reader.cells(SIZES))
-        if not share:
-            raise WcseError(f"{directory}: no sample set; run majority or best_of_n, too")
         for cell in cells:
             if set(cell.accuracy) != set(header.problems):
                 raise WcseError(

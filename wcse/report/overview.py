@@ -12,6 +12,7 @@ from typing import Any
 from wcse.data.tables import clean
 from wcse.report import figures
 from wcse.report.plots import draw, hue, short
+from wcse.report.results import tile
 
 Numbers = Mapping[str, Any]
 """One strategy's part of ``summary.json``, or all of it."""
@@ -54,11 +55,7 @@ def tiles(summary: Numbers) -> str:
         reused = sum(numbers[f"{who}_tokens_reused"] for numbers in strategies.values())
         if computed or reused:
             shown.append((name, short(computed), f"{short(reused)} more came from the tree"))
-    return "".join(
-        f'<div class="tile"><div class="what">{escape(what)}</div><div class="number">{escape(number)}</div>'
-        f'<div class="note">{escape(note)}</div></div>'
-        for what, number, note in shown
-    )
+    return "".join(tile(*texts) for texts in shown)
 
 
 def best_strategy(summary: Numbers) -> str | None:
@@ -81,14 +78,12 @@ _HEADINGS = (
     ("accuracy", "95 % interval"),
     ("any right", ""),
     ("no answer", ""),
-    ("policy tokens", "computed / problem"),
-    ("reused", ""),
-    ("PRM tokens", "computed / problem"),
-    ("reused", ""),
-    ("sharing", "tokens apart : in the tree"),
-    ("GFLOPs", "/ problem"),
-    ("KV pages", "peak, vs unshared"),
-    ("seconds", "/ problem"),
+    ("policy tokens", "a problem; reused"),
+    ("PRM tokens", "a problem; reused"),
+    ("sharing", "apart : in the tree"),
+    ("GFLOPs", "a problem"),
+    ("KV pages", "peak; unshared"),
+    ("seconds", "a problem"),
 )
 
 
@@ -102,20 +97,21 @@ def table(summary: Numbers) -> str:
 def _row(index: int, name: str, numbers: Numbers) -> str:
     count = numbers["problems"]
     cells = [
-        "–" if numbers["coverage"] is None else f"{numbers['coverage']:.1%}",
-        f"{numbers['no_answer']:,}",
-        _per(numbers["policy_tokens_computed"], count),
-        _reuse(numbers["policy_tokens_computed"], numbers["policy_tokens_reused"]),
-        _per(numbers["prm_tokens_computed"], count),
-        _reuse(numbers["prm_tokens_computed"], numbers["prm_tokens_reused"]),
-        f"{numbers['sharing_factor']:.1f}×",
-        f"{(numbers['policy_flops'] + numbers['prm_flops']) / 1e9 / count:,.2f}" if count else "–",
+        ("–" if numbers["coverage"] is None else f"{numbers['coverage']:.1%}", ""),
+        (f"{numbers['no_answer']:,}", ""),
+        _computed(numbers, "policy"),
+        _computed(numbers, "prm"),
+        (
+            f"{numbers['sharing_factor']:.1f}×",
+            f"{_per(numbers['tokens_apart'], count)} : {_per(numbers['tokens_unique'], count)}",
+        ),
+        (f"{(numbers['policy_flops'] + numbers['prm_flops']) / 1e9 / count:,.2f}" if count else "–", ""),
         _pages(numbers["kv_pages_peak"], numbers["kv_pages_unshared_peak"]),
-        f"{numbers['seconds'] / count:.2f}" if count else "–",
+        (f"{numbers['seconds'] / count:.2f}" if count else "–", ""),
     ]
     return (
         f'<tr><td class="name"><span class="swatch {hue(index)}"></span>{escape(name)}</td>'
-        f"<td>{_interval(index, numbers)}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        f"<td>{_interval(index, numbers)}</td>{''.join(_cell(*texts) for texts in cells)}</tr>"
     )
 
 
@@ -132,18 +128,25 @@ def _interval(index: int, numbers: Numbers) -> str:
     )
 
 
+def _cell(text: str, note: str) -> str:
+    return f"<td>{escape(text)}{f' <small>{escape(note)}</small>' if note else ''}</td>"
+
+
+def _computed(numbers: Numbers, who: str) -> tuple[str, str]:
+    """What went through the model's layers, and the share of all it needed that the tree had."""
+    computed, reused = numbers[f"{who}_tokens_computed"], numbers[f"{who}_tokens_reused"]
+    share = f"{reused / (computed + reused):.0%}" if reused else ""
+    return _per(computed, numbers["problems"]), share
+
+
 def _per(total: int, count: int) -> str:
     return f"{total / count:,.0f}" if count and total else "–"
 
 
-def _reuse(computed: int, reused: int) -> str:
-    return f"{reused / (computed + reused):.0%}" if reused else "–"
-
-
-def _pages(peak: int, unshared: int) -> str:
+def _pages(peak: int, unshared: int) -> tuple[str, str]:
     if not peak:
-        return "–"
-    return f"{peak:,} ({unshared / peak:.1f}× less)" if unshared > peak else f"{peak:,}"
+        return "–", ""
+    return f"{peak:,}", f"{unshared / peak:.1f}× less" if unshared > peak else ""
 
 
 # --- the plots --------------------------------------------------------------------------------------------
@@ -159,7 +162,8 @@ def plots(summary: Numbers) -> str:
     note = (
         f"Lines: the samples of <code>{escape(source)}</code>, each selector at each N, averaged over subsets of "
         "the samples, with 95 % bands over problems drawn anew. Diamonds: strategies that are no subset of them, "
-        "with 95 % Wilson intervals."
+        "with 95 % Wilson intervals, moved to the right where they would hide one another. Tokens are those that went "
+        "through a model; sharing compares what independent samples would have computed with what the tree holds."
     )
     return f'<div class="figures">{shown}</div><p class="note">{note}</p>{_by_difficulty(summary)}'
 

@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
-WIDTH, HEIGHT = 640, 360
+WIDTH, HEIGHT = 740, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 172, 14, 46
 _LABEL_GAP = 16
 _LETTER = 7.4  # pixels of a label's letter, about
@@ -203,21 +204,41 @@ def _point(frame: _Frame, point: Point, x: float, x_format: Callable[[float], st
 def _labels(
     frame: _Frame, lines: Sequence[Line], points: Sequence[Point], at: Sequence[float], left: float
 ) -> str:
-    """Names beside their marks: those that end at the right in a column, the others where they are."""
+    """Names beside their marks where there is room within the plot, else in a column at the right."""
     marks = [(frame.y(line.ys[-1]), frame.x(line.xs[-1]), line.name, line.style) for line in lines]
     marks += [(frame.y(point.y), x, point.name, point.style) for point, x in zip(points, at, strict=True)]
     edge = _LEFT + 0.6 * (WIDTH - _LEFT - _RIGHT)
-    column = sorted(mark for mark in marks if mark[1] >= edge)
+    taken = [spot for line in lines for spot in _drawn(frame, line)]
+    taken += [
+        (x, frame.y(y)) for point, x in zip(points, at, strict=True) for y in (point.low, point.y, point.high)
+    ]
+    inside = [mark for mark in marks if mark[1] < edge and _free(mark[0], mark[1], mark[2], taken)]
+    column = sorted(mark for mark in marks if mark not in inside)
     places = spread([mark[0] for mark in column], _LABEL_GAP, _TOP + 6, HEIGHT - _BOTTOM - 4)
     parts = [
         f'<text class="label {style}" x="{x + 11}" y="{y + 4}">{escape(name)}</text>'
-        for y, x, name, style in marks
-        if x < edge
+        for y, x, name, style in inside
     ]
     for place, (y, x, name, style) in zip(places, column, strict=True):
         parts.append(f'<path class="leader" d="M{x + 8} {y}L{left - 14} {place}L{left - 4} {place}"/>')
         parts.append(f'<text class="label {style}" x="{left}" y="{place + 4}">{escape(name)}</text>')
     return "".join(parts)
+
+
+def _drawn(frame: _Frame, line: Line) -> list[tuple[float, float]]:
+    """Places along a curve, a few pixels apart."""
+    dots = [(frame.x(x), frame.y(y)) for x, y in zip(line.xs, line.ys, strict=True)]
+    return dots + [
+        (x0 + (x1 - x0) * part / 16, y0 + (y1 - y0) * part / 16)
+        for (x0, y0), (x1, y1) in pairwise(dots)
+        for part in range(1, 16)
+    ]
+
+
+def _free(y: float, x: float, name: str, taken: Sequence[tuple[float, float]]) -> bool:
+    """Whether nothing is drawn where a name beside the mark at (x, y) would stand."""
+    end = x + 11 + _LETTER * len(name)
+    return not any(x + 5 < other < end and abs(y - height) < 9 for other, height in taken)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -239,7 +260,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return [round(max(low + i * gap, place - over), 1) for i, place in enumerate(places)]
 
 
-_HUES = 6  # classes hue-0 .. hue-5 of the style sheet
+_HUES = 12  # classes hue-0 .. hue-11 of the style sheet
 
 
 def hue(index: int) -> str:

@@ -18,7 +18,8 @@ _COLOURS = {
         "line-weighted": "#8a46c9",
     },
     **{"hue-0": "#6b7686", "hue-1": "#d18400", "hue-2": "#2f6fde", "hue-3": "#8a46c9", "hue-4": "#0d8f7b"},
-    "hue-5": "#d0407e",
+    **{"hue-5": "#d0407e", "hue-6": "#8a6a35", "hue-7": "#4d8f1f", "hue-8": "#c0452f", "hue-9": "#2396b8"},
+    **{"hue-10": "#8c8a1c", "hue-11": "#5054b5", "line-larger": "#5d6878"},
 }
 
 
@@ -72,7 +73,7 @@ def _write_picture(figure: Figure, path: Path) -> None:
     axes = canvas.add_subplot()
     for line in figure.lines:
         colour = _COLOURS[line.style]
-        dashed = "--" if line.style == "line-pass" else "-"
+        dashed = {"line-pass": "--", "line-larger": ":"}.get(line.style, "-")
         axes.plot(line.xs, line.ys, dashed, color=colour, marker="o", markersize=4, label=line.name)
         if line.lows:
             axes.fill_between(line.xs, line.lows, line.highs, color=colour, alpha=0.10, linewidth=0)

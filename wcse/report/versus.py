@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
-from wcse.report.assets import asset, fill, source
+from wcse.report import results
 from wcse.report.plots import Figure, Line, Point, draw, short
+from wcse.report.results import section, table
 
 Found = Mapping[str, Any]
 Table = list[tuple[str, ...]]
@@ -21,10 +23,15 @@ _STYLES = {
     "best_of_n": "line-argmax",
     "weighted_best_of_n": "line-weighted",
     "beam_search": "hue-4",
-    "dvts": "hue-0",
+    "dvts": "hue-7",
     "auto": "hue-5",
+    "mcts": "hue-6",
+    "rebase": "hue-8",
+    "particle_filter": "hue-9",
+    "lookahead_search": "hue-10",
+    "speculative_rejection": "hue-11",
 }
-_LARGER = "line-pass"
+_LARGER = ("line-pass", "line-larger")
 
 
 def figure(found: Found, group: str | None = None) -> Figure:
@@ -39,7 +46,7 @@ def figure(found: Found, group: str | None = None) -> Figure:
         if method == "greedy" or not (own or method in ("majority", "weighted_best_of_n")):
             continue
         name = method if own else f"{curve['model']}, {method}"
-        style = _STYLES.get(method, "hue-0") if own else _LARGER
+        style = _STYLES.get(method, "hue-0") if own else _larger_style(found, curve["model"])
         spots = [spot if group is None else spot["bins"][group] for spot in curve["points"]]
         if len(spots) == 1:
             (spot,) = spots
@@ -62,8 +69,14 @@ def _levels(found: Found, group: str | None, lines: Sequence[Line]) -> list[Line
         if curve["model"] != found["policy"] and curve["method"] == "majority" and xs:
             spot = curve["points"][0] if group is None else curve["points"][0]["bins"][group]
             name = f"{curve['model']}, one sample"
-            levels.append(Line(name, _LARGER, [min(xs), max(xs)], [spot["accuracy"]] * 2))
+            style = _larger_style(found, curve["model"])
+            levels.append(Line(name, style, [min(xs), max(xs)], [spot["accuracy"]] * 2))
     return levels
+
+
+def _larger_style(found: Found, model: str) -> str:
+    models = dict.fromkeys(curve["model"] for curve in found["curves"] if curve["model"] != found["policy"])
+    return _LARGER[list(models).index(model) % len(_LARGER)]
 
 
 # --- tables -----------------------------------------------------------------------------------------------
@@ -113,12 +126,16 @@ def equal_table(found: Found) -> Table:
 def crossings_table(found: Found) -> Table:
     """Where each strategy reaches each rival."""
     rows: Table = [("larger model", "accuracy", "small model", "reached at", "FLOPs, larger model = 1")]
-    for row in found["crossings"]:
-        reached = "not reached" if row["n"] is None else f"N={row['n']}"
-        ratio = "" if row["flops_ratio"] is None else f"{row['flops_ratio']:.2f}"
-        rows.append(
-            (f"{row['larger']}, {row['rival']}", f"{row['accuracy']:.1%}", row["method"], reached, ratio)
-        )
+    for (larger, rival, accuracy), group in groupby(
+        found["crossings"], key=lambda row: (row["larger"], row["rival"], row["accuracy"])
+    ):
+        crossed = list(group)
+        head = (f"{larger}, {rival}", f"{accuracy:.1%}")
+        reached = sorted((row for row in crossed if row["n"] is not None), key=lambda row: row["flops_ratio"])
+        rows += [(*head, row["method"], f"N={row['n']}", f"{row['flops_ratio']:.2f}") for row in reached]
+        others = [row["method"] for row in crossed if row["n"] is None]
+        if others:
+            rows.append((*head, f"{len(others)} others" if reached else "none", "not reached", ""))
     return rows
 
 
@@ -178,61 +195,41 @@ def gain(row: Mapping[str, float]) -> str:
 
 def page(found: Found) -> bytes:
     """The whole page."""
-    style = asset("page.css")
-    shown = {name: value for name, value in found.get("options", {}).items() if value is not None}
     parts = [
         f"<figure><h3>{escape(name)}: {part['problems']} problems, one sample {part['pass@1']:.0%}</h3>"
         f"{draw(figure(found, name))}</figure>"
         for name, part in found["bins"].items()
     ]
-    values = {
-        "csp": f"default-src 'none'; style-src {source(style)}",
-        "title": escape(f"{found['policy']} with search beside larger models"),
-        "style": style,
-        "facts": "".join(f"<span><i>{escape(k)}</i> {escape(str(v))}</span>" for k, v in shown.items()),
-        "tiles": _tiles(found),
-        "figure": f"<figure>{draw(figure(found))}</figure>",
-        "bins": "".join(parts),
-        "bins_note": (
-            "Thirds of the problems by the small model's own pass@1, which needs the gold answers. Intervals: 95 %, "
-            "problems drawn anew; differences are paired problem by problem."
-        ),
-        **{
-            name: _html(make(found))
-            for name, make in (
-                ("equal", equal_table),
-                ("crossings", crossings_table),
-                ("auto", auto_table),
-                ("beam", beam_table),
-            )
-        },
-    }
-    return fill(asset("versus.html"), values).encode()
+    note = (
+        "Thirds of the problems by the small model's own pass@1, which needs the gold answers. Intervals: 95 %, "
+        "problems drawn anew; differences are paired problem by problem."
+    )
+    sections = [
+        section("Accuracy against FLOPs", f"<figure>{draw(figure(found))}</figure>"),
+        section("By difficulty", f'<div class="figures">{"".join(parts)}</div><p class="note">{note}</p>'),
+        section("At equal FLOPs", table(equal_table(found))),
+        section("Where it draws level", table(crossings_table(found))),
+        section("auto beside single strategies", table(auto_table(found))),
+        section("Tree search beside sampling, at equal N", table(beam_table(found))),
+        section("Every strategy", table(curves_table(found))),
+    ]
+    title = f"{found['policy']} with search beside larger models"
+    return results.page(title, found.get("options", {}), _tiles(found), sections)
 
 
-def _tiles(found: Found) -> str:
+def _tiles(found: Found) -> list[tuple[str, str, str]]:
     shown = [("problems", f"{found['problems']:,}", "fresh ones")]
     for curve in found["curves"]:
         if curve["method"] == "majority":
-            spot = curve["points"][0]
-            note = f"95 % interval {spot['low']:.1%} – {spot['high']:.1%}; {short(spot['flops'])} FLOPs"
-            shown.append((f"{curve['model']}, one sample", f"{spot['accuracy']:.1%}", note))
+            shown.append((f"{curve['model']}, one sample", *_number(curve["points"][0])))
     own = [
         (spot, c["method"]) for c in found["curves"] if c["model"] == found["policy"] for spot in c["points"]
     ]
     best, method = max(own, key=lambda pair: (pair[0]["accuracy"], -pair[0]["flops"]))
-    note = f"95 % interval {best['low']:.1%} – {best['high']:.1%}; {short(best['flops'])} FLOPs"
-    shown.append((f"{found['policy']}, {method}, N={best['n']}", f"{best['accuracy']:.1%}", note))
-    return "".join(
-        f'<div class="tile"><div class="what">{escape(what)}</div><div class="number">{escape(number)}</div>'
-        f'<div class="note">{escape(note)}</div></div>'
-        for what, number, note in shown
-    )
+    shown.append((f"{found['policy']}, {method}, N={best['n']}", *_number(best)))
+    return shown
 
 
-def _html(rows: Sequence[Sequence[str]]) -> str:
-    if len(rows) < 2:
-        return '<p class="note">nothing to show</p>'
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:])
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _number(spot: Mapping[str, float]) -> tuple[str, str]:
+    note = f"95 % interval {spot['low']:.1%} – {spot['high']:.1%}; {short(spot['flops'])} FLOPs"
+    return f"{spot['accuracy']:.1%}", note

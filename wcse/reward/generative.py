@@ -21,8 +21,8 @@ from wcse.engine.params import SamplingParams, StepRule
 from wcse.flops import ModelCost
 from wcse.reward.head import Head
 from wcse.reward.layout import Layout
-from wcse.reward.scorer import blank, step_texts
-from wcse.types import Node, WcseError
+from wcse.reward.scorer import blank, reading_of
+from wcse.types import Node
 
 
 @dataclass(eq=False)
@@ -72,12 +72,9 @@ class GenerativePRM:
             done(None)
             return
         mirror = self._mirrors.get(root) or self._plant(root, problem)
-        try:
-            reading = self.layout.read(problem, step_texts(node, root.rule.delimiter), ended=not node.live)
-        except WcseError:
-            done(math.nan)
-            return
-        if reading.read + self.layout.family.writes + len(self.layout.ask_ids) >= self.context:
+        most = self.context - self.layout.family.writes - len(self.layout.ask_ids)
+        reading = reading_of(self.layout, root, problem, node, most)
+        if reading is None:
             done(math.nan)
             return
         stem, depth = self._stem(node, mirror, reading.ids)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from wcse.kernels import ops
+from wcse.reward.contests import Contests
 from wcse.types import Node, PathScores, WcseError
 
 
@@ -42,7 +43,10 @@ class Head:
         return ops.score_steps(hidden, index, self._packed, bounded=self.bounded)[:, 0].float()
 
     def score_nodes(self, hidden: torch.Tensor, nodes: Sequence[Node], rows: Sequence[int]) -> list[float]:
-        """Scores of the steps that end at these rows of ``hidden``; the nodes keep the sums along their paths."""
+        """Scores of the steps that end at these rows of ``hidden``.
+
+        The nodes keep the sums along their paths, and are entered in their contests.
+        """
         known = [PathScores()] * len(nodes)
         above = list(range(len(nodes)))
         summed: dict[Node, int] = {}
@@ -56,6 +60,8 @@ class Head:
                 except WcseError:  # a step above is scored later; the node will add it up when it is asked
                     continue
             summed[node] = i
+        contests = Contests(list(summed))
+        groups = contests.groups(nodes, hidden.device)
         paths = ops.score_steps(
             hidden,
             _places(rows, hidden),
@@ -64,10 +70,13 @@ class Head:
             .reshape(-1, len(PathScores._fields))
             .to(hidden.device),
             above=_places(above, hidden),
+            groups=groups,
             bounded=self.bounded,
         ).tolist()
         for node, i in summed.items():
             node.summed = PathScores(*paths[i])
+        if groups is not None:
+            contests.settle(groups)
         return [path[0] for path in paths]
 
     def to(self, device: torch.device) -> Head:

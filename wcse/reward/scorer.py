@@ -1,15 +1,16 @@
 """Scorers: a queue of written steps in, one score per step out, each new token read once.
 
 ``SharedHead`` reads the policy's own hidden states, so policy and verifier share one KV tree. ``SeparatePRM``
-is a second model over its own tree that mirrors the policy's: siblings share their prefix and only a step's
-new tokens are read. ``ImplicitPRM`` compares two of these. None knows of strategies, aggregation or answers.
+is a second model over its own tree that mirrors the policy's: siblings share their prefix, equal texts are one,
+and only a step's new tokens are read. ``ImplicitPRM`` compares two of these. None knows of strategies,
+aggregation or answers.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary, finalize
+from weakref import WeakKeyDictionary, WeakValueDictionary, finalize
 
 import torch
 
@@ -20,7 +21,7 @@ from wcse.engine.runner import KVMemoryError, Runner, Span
 from wcse.flops import ModelCost
 from wcse.kernels.copies import join_rows
 from wcse.reward.head import Head
-from wcse.reward.layout import Layout
+from wcse.reward.layout import Layout, Reading
 from wcse.reward.readers import Reader
 from wcse.types import Node, WcseError
 
@@ -36,6 +37,15 @@ def step_texts(node: Node, delimiter: str) -> list[str]:
     """The texts of the steps up to a node, without delimiters; blank ones are left out."""
     above = [step for step in node.steps() if step is node or not blank(step)]
     return [step.text.removesuffix(delimiter).strip() for step in above]
+
+
+def reading_of(layout: Layout, root: Root, problem: str, node: Node, context: int) -> Reading | None:
+    """How a node is read, with less than ``context`` tokens; None: it is too long, or holds the family's tag."""
+    try:
+        reading = layout.read(problem, step_texts(node, root.rule.delimiter), ended=not node.live)
+    except WcseError:
+        return None
+    return reading if reading.read < context else None
 
 
 class SharedHead:
@@ -62,8 +72,9 @@ class SharedHead:
 
     def step(self) -> None:
         queue, self._queue = self._queue, []
-        hidden = join_rows([row[None] for _, _, row, _ in queue])
-        scores = self.head.score_nodes(hidden, [node for _, node, _, _ in queue], range(len(queue)))
+        with self.engine.runner.lane.entered():
+            hidden = join_rows([row[None] for _, _, row, _ in queue])
+            scores = self.head.score_nodes(hidden, [node for _, node, _, _ in queue], range(len(queue)))
         for (*_, done), score in zip(queue, scores, strict=True):
             done(score)
 
@@ -77,14 +88,30 @@ class SharedHead:
 
 
 @dataclass(eq=False)
+class _Step:
+    """A text in the verifier's tree: read once, however many nodes have it. It lives as long as they do."""
+
+    span: Span
+    score: float | None = None  # once it was read
+    waiting: list[tuple[Node, Done]] = field(default_factory=list)
+
+
+_Text = tuple[Span, Span | None, tuple[int, ...], int]
+"""A problem's prompt, the span that a step stands on, its own ids, and how many of them are its tail."""
+
+
+@dataclass(eq=False)
 class _Reading:
     """A step on its way through the verifier."""
 
     span: Span
-    node: Node
+    step: _Step
     account: Account
-    done: Done
-    passing: bool  # the span holds a tail, which nothing else stands on
+
+    @property
+    def passing(self) -> bool:
+        """Whether the span holds a tail, which nothing else stands on."""
+        return self.span is not self.step.span
 
 
 @dataclass
@@ -116,7 +143,8 @@ class SeparatePRM:
         self.default_agg = default_agg
         self.cost: ModelCost | None = ModelCost.of(runner.decoder.spec, head=False)
         self._mirrors: WeakKeyDictionary[Root, _Mirror] = WeakKeyDictionary()
-        self._spans: WeakKeyDictionary[Node, Span] = WeakKeyDictionary()
+        self._steps: WeakKeyDictionary[Node, _Step] = WeakKeyDictionary()
+        self._texts: WeakValueDictionary[_Text, _Step] = WeakValueDictionary()
         self._queue: list[_Reading] = []
         self._dead: list[Span] = []
 
@@ -135,22 +163,32 @@ class SeparatePRM:
             done(None)
             return
         mirror = self._mirrors.get(root) or self._open(root, problem)
-        try:
-            reading = self.layout.read(problem, step_texts(node, root.rule.delimiter), ended=not node.live)
-        except WcseError:
-            done(math.nan)
-            return
-        if reading.read >= self.context:
+        reading = reading_of(self.layout, root, problem, node, self.context)
+        if reading is None:
             done(math.nan)
             return
         parent = self._stem(node, mirror, reading.ids)
         start = parent.depth if parent else 0
-        mirror.account.reused += start
-        span = self._span(parent, reading.ids[start:])
-        self._spans[node] = span
-        finalize(node, self._dead.append, span)
-        end = self._span(span, reading.tail) if reading.tail else span
-        self._queue.append(_Reading(end, node, mirror.account, done, passing=end is not span))
+        text = mirror.prompt, parent, tuple(reading.ids[start:] + reading.tail), len(reading.tail)
+        step = self._texts.get(text)
+        if step is None:
+            step = self._texts[text] = self._begin(parent, reading, mirror.account)
+            mirror.account.reused += start
+        else:  # another node has the same text
+            mirror.account.reused += reading.read + 1
+        self._steps[node] = step
+        if step.score is not None:
+            done(step.score)
+        else:
+            step.waiting.append((node, done))
+
+    def _begin(self, parent: Span | None, reading: Reading, account: Account) -> _Step:
+        """Queue a text that nobody has asked for."""
+        step = _Step(self._span(parent, reading.ids[parent.depth if parent else 0 :]))
+        finalize(step, self._dead.append, step.span)
+        end = self._span(step.span, reading.tail) if reading.tail else step.span
+        self._queue.append(_Reading(end, step, account))
+        return step
 
     def _span(self, parent: Span | None, ids: list[int]) -> Span:
         span = Span(parent, ids)
@@ -162,8 +200,8 @@ class SeparatePRM:
 
         It is the span of the step above, unless the tokenizer merged over the seam between the two.
         """
-        spans = self._spans
-        last = next((spans[step] for step in reversed(node.steps()[:-1]) if step in spans), mirror.prompt)
+        steps = self._steps
+        last = next((steps[s].span for s in reversed(node.steps()[:-1]) if s in steps), mirror.prompt)
         stem: Span | None = None
         for span in last.lineage():
             if span.depth >= len(ids) or span.tokens != ids[span.start : span.depth]:
@@ -186,8 +224,9 @@ class SeparatePRM:
         while self._dead:
             span = self._dead.pop()
             self.runner.release(span, cache=span.prompt)
-        while self._queue and not self._read():
-            pass
+        with self.runner.lane.entered():
+            while self._queue and not self._read():
+                pass
 
     def _read(self) -> bool:
         """One batch; whether a step is whole now."""
@@ -210,14 +249,18 @@ class SeparatePRM:
                     f"KV memory of the verifier: one path of {reading.span.depth} tokens does not fit in "
                     f"{self.runner.tree.stats()['total']} pages; give more memory (kv_memory)"
                 )
-        scores = self.reader(self.runner, work, [r.span for r in done], [r.node for r in done])
+        nodes = [reading.step.waiting[0][0] for reading in done]
+        scores = self.reader(self.runner, work, [reading.span for reading in done], nodes)
         del self._queue[: len(done)]
         for reading, score in zip(done, scores, strict=True):
+            step = reading.step
+            step.score, waiting, step.waiting = score, step.waiting, []
             if reading.passing:
                 self.runner.release(reading.span)
-            if not reading.node.live:
-                self.runner.release(self._spans[reading.node])
-            reading.done(score)
+            if not any(node.live for node, _ in waiting):
+                self.runner.release(step.span)
+            for _, hear in waiting:
+                hear(score)
         return bool(done)
 
     def account(self, root: Root) -> Account:
@@ -230,6 +273,7 @@ class SeparatePRM:
         gone = [reading for reading in self._queue if reading.account is account]
         self._queue = [reading for reading in self._queue if reading.account is not account]
         for reading in gone:
+            reading.step.waiting.clear()
             self.runner.release(reading.span)
 
     def _need(self, reading: _Reading) -> int:

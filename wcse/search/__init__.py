@@ -80,7 +80,10 @@ STRATEGIES: dict[str, Strategy] = {
         run=rebase, selector="weighted", needs_prm=True, options=("softmax_temperature", "rounding")
     ),
     "particle_filter": Strategy(
-        run=particle_filter, selector="majority", needs_prm=True, options=("potential", "ess_threshold")
+        run=particle_filter,
+        selector="majority",
+        needs_prm=True,
+        options=("potential", "ess_threshold", "resampling"),
     ),
     "speculative_rejection": Strategy(
         run=speculative_rejection,

@@ -2,7 +2,7 @@
 
 A few samples are drawn first; how much the verifier likes them, or how far they agree, says how hard the
 problem is; a table made by ``wcse optimal`` says what to do about it. The samples come out of the budget: a
-sample set goes on from them, a tree search gets what is left.
+sample set goes on from them, a tree search gets what is left. Either way they are solutions, and vote with the others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Choices:
     Attributes:
         n: the budget in solutions, samples included.
         feature: one of ``FEATURES``.
-        samples: how many are drawn to see how hard the problem is.
+        samples: how many are drawn to see how hard the problem is; 0 where looking does not pay, and all get the same.
         agg_strategy: of the feature ``verifier``.
         edges: values of the feature, falling; bin 0 is at or above the first one.
         bins: one choice a bin, easiest first; one more than edges.
@@ -59,16 +59,20 @@ def auto(root: Node, choices: Choices | None) -> Search:
         raise WcseError(
             "strategy auto needs a policy file: make one with wcse optimal and set strategy_policy"
         )
-    probes: list[Node] = yield Expand(root, choices.samples, first=PROBE, to_end=True)
-    value = yield from easiness(probes, choices)
-    choice = choices.bins[bin_of(value, choices.edges)]
+    probes: list[Node] = []
+    found: list[Node] = []
+    choice = choices.bins[0]
+    if choices.samples:
+        probes = yield Expand(root, choices.samples, first=PROBE, to_end=True)
+        value = yield from easiness(probes, choices)
+        choice = choices.bins[bin_of(value, choices.edges)]
+    rest = choices.n - choices.samples
     if choice.run is not None:
         result = yield from choice.run(root)
-        solutions = result.solutions if isinstance(result, Chosen) else result
-        return Chosen(solutions, choice.selector)
-    rest = choices.n - choices.samples
-    more: list[Node] = (yield Expand(root, rest, to_end=True)) if rest else []
-    return Chosen([*more, *probes], choice.selector)
+        found = result.solutions if isinstance(result, Chosen) else result
+    elif rest:
+        found = yield Expand(root, rest, to_end=True)
+    return Chosen([*found, *probes], choice.selector)
 
 
 def easiness(probes: Sequence[Node], choices: Choices) -> Generator[Request, Any, float]:

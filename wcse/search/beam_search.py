@@ -7,12 +7,13 @@ and asks for at most ``n`` children a round.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+from wcse.search.best import Best
 from wcse.search.config import SearchConfig
-from wcse.search.ranking import distinct, ranked, solutions
-from wcse.search.rollout import Path, values
+from wcse.search.ranking import distinct, solutions
+from wcse.search.rollout import judge
 from wcse.types import Expand, Node, Parallel, Search
 
 
@@ -23,15 +24,18 @@ def beam_search(root: Node, config: SearchConfig) -> Search:
     beam = [(root, config.n)]
     for round_ in range(1, config.num_iterations + 1):
         to_end = round_ == config.num_iterations
-        groups = yield Parallel(tuple(Expand(node, width, to_end=to_end) for node, width in beam))
+        best = Best(_slots(config.n - len(complete), config), config.aggregation)
+        early = None if config.lookahead else best
+        groups = yield Parallel(tuple(Expand(node, width, to_end=to_end, best=early) for node, width in beam))
         children = [child for group in groups for child in group]
         complete += [child for child in children if child.complete]
         truncated += [child for child in children if not child.complete and not child.live]
         del truncated[config.n :]
-        live = distinct(child for child in children if child.live) if len(complete) < config.n else []
-        worth = yield from values(live, config)
-        beam = _allocate(live, worth, config.n - len(complete), config.beam_width)
-        del groups, children, live  # a node that nobody holds is pruned, and its memory is free again
+        free = config.n - len(complete)
+        if free > 0:
+            yield from judge([(best, distinct(child for child in children if child.live))], config)
+        beam = _widths(best.nodes[: _slots(free, config)], free)
+        del groups, children, best, early  # a node that nobody holds is pruned, and its memory is free again
         if not beam:
             break
     return solutions(complete, truncated, config.n)
@@ -42,12 +46,11 @@ def lookahead_search(root: Node, config: SearchConfig) -> Search:
     return beam_search(root, replace(config, lookahead=max(1, config.lookahead)))
 
 
-def _allocate(
-    live: Sequence[Node], worth: Mapping[Path, float], free: int, beam_width: int
-) -> list[tuple[Node, int]]:
-    """The next beam: the best live children and how many children each gets; the widths sum to ``free``."""
-    keep = min(len(live), -(-free // beam_width))
-    if keep == 0:
-        return []
-    width, extra = divmod(free, keep)
-    return [(node, width + (rank < extra)) for rank, node in enumerate(ranked(live, worth)[:keep])]
+def _slots(free: int, config: SearchConfig) -> int:
+    """How many nodes share the free slots."""
+    return -(-free // config.beam_width)
+
+
+def _widths(nodes: Sequence[Node], free: int) -> list[tuple[Node, int]]:
+    """How many children each node gets, best first; the widths sum to ``free``."""
+    return [(node, free // len(nodes) + (rank < free % len(nodes))) for rank, node in enumerate(nodes)]

@@ -11,15 +11,16 @@ from wcse.votes import AGGREGATIONS
 
 SEARCH_AND_LEARN = "search-and-learn"
 
-_WORDS: dict[str, tuple[str, ...]] = {
+WORDS: dict[str, tuple[str, ...]] = {
     "rounding": ("remainder", "ceil"),
     "potential": ("ratio", "product", "odds"),
+    "resampling": ("systematic", "multinomial"),
     "stop_rule": ("beta", "certain"),
     "compat": (SEARCH_AND_LEARN,),
 }
-_LEAST = {"n": 1, "beam_width": 1, "num_iterations": 1, "lookahead": 0, "checkpoint_tokens": 1, "chunk": 1}
+LEAST = {"n": 1, "beam_width": 1, "num_iterations": 1, "lookahead": 0, "checkpoint_tokens": 1, "chunk": 1}
 _FLAGS = ("filter_duplicates", "sort_completed")
-_RANGES: dict[str, tuple[float, float]] = {
+RANGES: dict[str, tuple[float, float]] = {
     "softmax_temperature": (1e-6, 1e6),
     "ess_threshold": (0.0, 1.0),
     "rejection_rate": (0.0, 0.999),
@@ -46,6 +47,8 @@ class SearchConfig:
         potential: particle filter: what multiplies a weight: ``ratio`` r_t / r_(t-1), ``product`` r_t or
             ``odds`` r_t / (1 - r_t).
         ess_threshold: particle filter: resample when the effective sample size falls below this share of n.
+        resampling: particle filter: ``systematic`` draws with equal spaces, so that copies are within one of their
+            share; ``multinomial`` draws each particle by itself, as the authors' code does.
         rejection_rate: speculative rejection: share of the pool that goes at each checkpoint.
         checkpoint_tokens: speculative rejection: tokens of a solution between two checkpoints.
         chunk: adaptive vote: solutions drawn at a time.
@@ -67,6 +70,7 @@ class SearchConfig:
     rounding: str = "remainder"
     potential: str = "ratio"
     ess_threshold: float = 0.5
+    resampling: str = "systematic"
     rejection_rate: float = 0.5
     checkpoint_tokens: int = 64
     chunk: int = 4
@@ -79,18 +83,18 @@ class SearchConfig:
     choices: Choices | None = None
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise WcseError(f"{name}={value!r} must be a whole number of at least {least}")
-        for name, (low, high) in _RANGES.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise WcseError(f"{name}={value!r} must be a number from {low:g} to {high:g}")
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise WcseError(f"{name}={getattr(self, name)!r} must be true or false")
-        for name, words in _WORDS.items():
+        for name, words in WORDS.items():
             value = getattr(self, name)
             if value not in words and not (name == "compat" and value is None):
                 raise WcseError(f"{name}={value!r} is unknown; use one of {', '.join(words)}")

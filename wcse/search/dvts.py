@@ -7,13 +7,14 @@ with a smaller ``n`` is exactly the first subtrees of a larger one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from wcse.search.best import Best
 from wcse.search.config import SearchConfig
 from wcse.search.ranking import ranked, solutions
-from wcse.search.rollout import Path, values
+from wcse.search.rollout import judge
 from wcse.types import Expand, Node, Parallel, Search
 
 
@@ -28,33 +29,41 @@ class _Subtree:
     complete: list[Node] = field(default_factory=list)
     truncated: list[Node] = field(default_factory=list)
 
-    def advance(self, children: Sequence[Node], worth: Mapping[Path, float], agg_strategy: str) -> None:
-        """Take in the children of the head and step to the best of them; a best that is complete stops it."""
+    def advance(self, children: Sequence[Node], best: Best) -> None:
+        """Take in the children that ended, and step to the best of all; a best that is complete stops it."""
         finished = [child for child in children if child.complete]
-        best = next(iter(ranked([child for child in children if child.path in worth], worth)), self.head)
-        self.stopped = best is self.head or best.complete
-        self.head, self.first = best, 0
-        self.complete = ranked(self.complete + finished, agg_strategy)[: self.width]
+        self.complete = ranked(self.complete + finished, best.how)[: self.width]
         truncated = [child for child in children if not child.complete and not child.live]
         self.truncated = (self.truncated + truncated)[: self.width]
+        self.stopped = not best.nodes or best.nodes[0].complete
+        if best.nodes:
+            self.head, self.first = best.nodes[0], 0
 
 
 def dvts(root: Node, config: SearchConfig) -> Search:
     """At most ``beam_width`` solutions a subtree: its best completed ones, wherever on its way they ended."""
     subtrees = [_Subtree(root, first, width) for first, width in plots(config.n, config.beam_width)]
     for round_ in range(1, config.num_iterations + 1):
-        growing = [tree for tree in subtrees if not tree.stopped]
+        growing = [(tree, Best(1, config.aggregation)) for tree in subtrees if not tree.stopped]
         if not growing:
             break
         to_end = round_ == config.num_iterations
         groups = yield Parallel(
-            tuple(Expand(tree.head, tree.width, first=tree.first, to_end=to_end) for tree in growing)
+            tuple(
+                Expand(tree.head, tree.width, tree.first, to_end, best=None if config.lookahead else best)
+                for tree, best in growing
+            )
         )
-        runners = [child for group in groups for child in group if child.live or child.complete]
-        worth = yield from values(runners, config)
-        for tree, children in zip(growing, groups, strict=True):
-            tree.advance(children, worth, config.aggregation)
-        del groups, children, runners  # a node that nobody holds is pruned, and its memory is free again
+        yield from judge([(best, group) for (_, best), group in zip(growing, groups, strict=True)], config)
+        for (tree, best), children in zip(growing, groups, strict=True):
+            tree.advance(children, best)
+        del (
+            groups,
+            children,
+            growing,
+            tree,
+            best,
+        )  # a node that nobody holds is pruned, and its memory is free again
     return [node for tree in subtrees for node in solutions(tree.complete, tree.truncated, tree.width)]
 
 

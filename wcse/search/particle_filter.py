@@ -1,16 +1,18 @@
 """Particle filtering (Puri et al., arXiv 2502.01618): the verifier reweights samples instead of ranking them.
 
 ``n`` particles write one step a round. Each step multiplies a particle's weight by the increment of a
-potential; when the weights have become too uneven, the particles are drawn anew in proportion to them
-(systematic resampling), so likely ones multiply and share their prefix. A particle that ended keeps its weight.
+potential; when the weights have become too uneven, the particles are drawn anew in proportion to them, so likely
+ones multiply and share their prefix. A particle that ended keeps its weight.
 The particles that are returned count one vote each: a last resampling turns unequal weights into repeats.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 from wcse.search.config import SearchConfig
 from wcse.types import Draw, Expand, Node, Parallel, Search
@@ -35,8 +37,10 @@ def particle_filter(root: Node, config: SearchConfig) -> Search:
         last = not any(node.live for node in particles)
         uneven = effective_size(weights) < (1 - 1e-9 if last else config.ess_threshold) * config.n
         if uneven and sum(weights) > 0:
-            (u,) = yield Draw(f"resample {round_}")
-            particles, weights = [particles[i] for i in systematic(weights, u)], [1.0] * config.n
+            alone = config.resampling == "multinomial"
+            draws: list[float] = yield Draw(f"resample {round_}", config.n if alone else 1)
+            heirs_of = multinomial(weights, draws) if alone else systematic(weights, draws[0])
+            particles, weights = [particles[i] for i in heirs_of], [1.0] * config.n
         if last:
             break
     return sorted(particles, key=lambda node: node.path)
@@ -62,6 +66,12 @@ def effective_size(weights: Sequence[float]) -> float:
     """(sum W)^2 / sum W^2: n for equal weights, 1 when one particle has all the weight, 0 for none."""
     squares = math.fsum(weight * weight for weight in weights)
     return math.fsum(weights) ** 2 / squares if squares > 0 else 0.0
+
+
+def multinomial(weights: Sequence[float], draws: Sequence[float]) -> list[int]:
+    """An index for each draw in [0, 1), in proportion to ``weights`` and independent of the others; rising."""
+    reached = list(accumulate(weights))
+    return sorted(min(bisect_right(reached, u * reached[-1]), len(weights) - 1) for u in draws)
 
 
 def systematic(weights: Sequence[float], u: float) -> list[int]:

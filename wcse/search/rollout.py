@@ -9,11 +9,23 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from wcse.search.best import Best
 from wcse.search.config import SearchConfig
 from wcse.types import LOOKAHEAD, Expand, Finish, Node, Parallel, Request
 from wcse.votes import aggregate
 
 Path = tuple[int, ...]
+
+
+def judge(
+    groups: Sequence[tuple[Best, Sequence[Node]]], config: SearchConfig
+) -> Generator[Request, Any, None]:
+    """Enter the nodes of each group that did not fail, each with its value."""
+    groups = [(best, [node for node in nodes if node.live or node.complete]) for best, nodes in groups]
+    worth = yield from values([node for _, nodes in groups for node in nodes], config)
+    for best, nodes in groups:
+        for node in nodes:
+            best.enter(node, worth[node.path])
 
 
 def values(nodes: Sequence[Node], config: SearchConfig) -> Generator[Request, Any, dict[Path, float]]:

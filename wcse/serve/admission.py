@@ -21,6 +21,7 @@ class Limits:
         prompts: most prompts of one request.
         choices: most completions of one request, all prompts together.
         tokens: most tokens that one request may write, all its completions together.
+        verdict_tokens: most tokens that a verifier may write on one search.
         logprob_values: most log-probabilities that one reply may hold.
         running: most requests at once; more are refused with 429.
         running_tokens: most tokens that all running requests may still write, one request excepted.
@@ -30,6 +31,7 @@ class Limits:
     prompts: int = 256
     choices: int = 1024
     tokens: int = 2**20
+    verdict_tokens: int = 2**24
     logprob_values: int = 2**20
     running: int = 512
     running_tokens: int = 2**22
@@ -45,6 +47,7 @@ class Cost:
         new_tokens: most tokens of one completion.
         logprobs: log-probabilities wanted for each token.
         longest: tokens of the longest prompt.
+        verdicts: tokens that a verifier may write on them.
     """
 
     prompt_tokens: int
@@ -52,10 +55,11 @@ class Cost:
     new_tokens: int
     logprobs: int = 0
     longest: int = 0
+    verdicts: int = 0
 
     @property
     def tokens(self) -> int:
-        return self.prompt_tokens + self.choices * self.new_tokens
+        return self.prompt_tokens + self.choices * self.new_tokens + self.verdicts
 
 
 class Ticket:
@@ -133,6 +137,12 @@ class Admission:
             raise bad(
                 "max_tokens",
                 f"n times max_tokens is {cost.choices * cost.new_tokens}, more than {limits.tokens}",
+            )
+        if cost.verdicts > limits.verdict_tokens:
+            raise bad(
+                "max_tokens",
+                f"on a search of this size the verifier may write {cost.verdicts} tokens, more than "
+                f"{limits.verdict_tokens}; lower the search's n or max_tokens",
             )
         if cost.tokens * cost.logprobs > limits.logprob_values:
             raise bad(

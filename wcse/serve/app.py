@@ -17,6 +17,7 @@ from wcse.serve.errors import ApiError
 from wcse.serve.fields import as_api_error
 from wcse.serve.guard import LOOPBACK, Guard
 from wcse.serve.openai_api import OpenAI
+from wcse.serve.protocol import BoundedProtocol
 from wcse.serve.schema import Schemas
 from wcse.serve.service import ServeConfig, Service
 from wcse.serve.stream import ClientGone
@@ -116,7 +117,7 @@ def make_server(service: Service, *, host: str, port: int) -> uvicorn.Server:
             server_header=False,
             limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=30,
-            h11_max_incomplete_event_size=64 * 1024,
+            http=BoundedProtocol,
         )
     )
 

@@ -227,8 +227,10 @@ def _check_sizes(params: SamplingParams) -> None:
 
 
 def _response_format(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.get("type") not in ("text", "json_object", "json_schema"):
-        raise bad("response_format", "response_format.type must be text, json_object or json_schema")
+    if not isinstance(value, dict):
+        raise bad("response_format", "response_format must be an object with a type")
+    if value.get("type") not in ("text", "json_object", "json_schema"):
+        raise bad("response_format.type", "response_format.type must be text, json_object or json_schema")
     if value["type"] == "text":
         return {}
     if value["type"] == "json_object":
@@ -239,30 +241,34 @@ def _response_format(value: Any) -> dict[str, Any]:
     return {"structured_outputs": {"json": schema["schema"]}}
 
 
-def prompts(body: Mapping[str, Any], most: int) -> list[str | list[int]]:
-    """The prompts of a completion: text or token ids, one or a list of them.
+def prompts(body: Mapping[str, Any], most: int, name: str = "prompt") -> list[str | list[int]]:
+    """The prompts in a field: text or token ids, one or a list of them.
 
     Raises:
         ApiError: they are of another form, or too many.
     """
-    value = body.get("prompt")
+    value = body.get(name)
     if value is None:
-        raise bad("prompt", "prompt is missing", "missing_required_parameter")
+        raise bad(name, f"{name} is missing", "missing_required_parameter")
     if isinstance(value, str) or (isinstance(value, list) and value and _is_id(value[0])):
         value = [value]
     if not isinstance(value, list) or not value:
-        raise bad("prompt", "prompt must be a string, a list of token ids, or a list of either")
+        raise _no_prompt(name)
     if len(value) > most:
-        raise bad("prompt", f"{len(value)} prompts are more than {most}")
-    return [_one_prompt(part) for part in value]
+        raise bad(name, f"{len(value)} prompts are more than {most}")
+    return [_one_prompt(part, name) for part in value]
 
 
-def _one_prompt(part: Any) -> str | list[int]:
+def _one_prompt(part: Any, name: str) -> str | list[int]:
     if isinstance(part, str):
-        return checked_text(part, "prompt")
+        return checked_text(part, name)
     if isinstance(part, list) and part and all(_is_id(token) for token in part):
         return part
-    raise bad("prompt", "prompt must be a string, a list of token ids, or a list of either")
+    raise _no_prompt(name)
+
+
+def _no_prompt(name: str) -> ApiError:
+    return bad(name, f"{name} must be a string, a list of token ids, or a list of either")
 
 
 def _is_id(value: Any) -> bool:
@@ -335,8 +341,10 @@ def chat_switches(body: Mapping[str, Any]) -> dict[str, Any]:
                 f"chat_template_kwargs.{name[:64]}", f"a request may set only {', '.join(TEMPLATE_KWARGS)}"
             )
         flag(kwargs, name)
-    if body.get("tools") or body.get("tool_choice") not in (None, "none", "auto"):
+    if body.get("tools", []) != []:
         raise bad("tools", "tools are not offered")
+    if body.get("tool_choice", "none") not in ("none", "auto"):
+        raise bad("tool_choice", "tools are not offered; tool_choice may be none or auto")
     go_on = flag(body, "continue_final_message")
     begin = flag(body, "add_generation_prompt", not go_on)
     if go_on and begin:
@@ -344,16 +352,14 @@ def chat_switches(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"add_generation_prompt": begin, "continue_final_message": go_on, "template_options": kwargs}
 
 
-def chat_logprobs(body: Mapping[str, Any]) -> int | None:
+def chat_logprobs(body: Mapping[str, Any], most: int) -> int | None:
     """``SamplingParams.logprobs`` from chat's two fields.
 
     Raises:
         ApiError: they are wrong or do not go together.
     """
     wanted = flag(body, "logprobs")
-    top = body.get("top_logprobs", 0)
-    if isinstance(top, bool) or not isinstance(top, int) or top < 0:
-        raise bad("top_logprobs", "top_logprobs must be a whole number of at least 0")
+    top = number(body, "top_logprobs", 0, most, 0)
     if top and not wanted:
         raise bad("top_logprobs", "top_logprobs needs logprobs=true")
     return top if wanted else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -22,28 +23,33 @@ class Stopped(Exception):
     """The engine gave up on everything that ran; it may well work again at once."""
 
 
-class Work:
-    """A request on its way. The methods run in the engine thread; ``events`` belongs to the event loop."""
+class Work(ABC):
+    """A request on its way. The methods run in the engine thread; ``events`` belongs to the event loop.
+
+    ``wanted``: the reader has dealt with what it got, so what is new may be sent. The reader sets it.
+    """
 
     def __init__(self) -> None:
+        self.wanted = True
         self.events: asyncio.Queue[Any] = asyncio.Queue()
         self.front = asyncio.get_running_loop()
         self.outbox: list[tuple[Work, Any]] = []  # the engine loop's own, from submit on
 
+    @abstractmethod
     def start(self, loop: EngineLoop) -> None:
         """Queue the work.
 
         Raises:
             WcseError: it cannot be done; nothing is left behind.
         """
-        raise NotImplementedError
 
-    def flush(self) -> None:
-        """Called after every step: send what changed."""
-
+    @abstractmethod
     def abort(self, loop: EngineLoop) -> None:
         """Stop and free everything."""
-        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Called after every step: send what changed, if it is wanted."""
+        return
 
     def send(self, event: Any) -> None:
         """Put an event into ``events`` when the step ends; an exception is a failure, and the last one."""

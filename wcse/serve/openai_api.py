@@ -84,7 +84,7 @@ class OpenAI:
     async def completions(self, request: Request) -> Response:
         service = self.service
         body = await service.body(request, fields.COMPLETION)
-        if body.get("suffix"):
+        if body.get("suffix", "") != "":
             raise bad("suffix", "suffix is not offered")
         options = fields.options(body)
         reads_only = options.echo and body.get("max_tokens") == 0 and body.get("max_tokens") is not False
@@ -96,8 +96,10 @@ class OpenAI:
         if "logprobs" in body:
             extra["logprobs"] = body["logprobs"]
         params = fields.sampling(body, structured=service.config.structured, **extra)
+        special = fields.flag(body, "add_special_tokens", True)
         raw = fields.prompts(body, service.config.limits.prompts)
-        call = await self._call(request, body, options, params, [await service.prompt(p) for p in raw], False)
+        prompts = [await service.prompt(prompt, special=special) for prompt in raw]
+        call = await self._call(request, body, options, params, prompts, False)
         if reads_only:
             return await self._read_only(request, call)
         return await self._answer(request, call)
@@ -108,9 +110,9 @@ class OpenAI:
         options = fields.options(body)
         if options.echo:
             raise bad("echo", "echo belongs to /v1/completions; use continue_final_message")
-        extra: dict[str, Any] = {"logprobs": fields.chat_logprobs(body)}
-        if "max_completion_tokens" in body and "max_tokens" not in body:
-            extra["max_tokens"] = body["max_completion_tokens"]
+        extra: dict[str, Any] = {"logprobs": fields.chat_logprobs(body, service.most_logprobs)}
+        if "max_completion_tokens" in body:
+            extra["max_tokens"] = fields.number(body, "max_completion_tokens", 1, 2**63, 1)
         elif "max_tokens" not in body:
             extra["max_tokens"] = None
         params = fields.sampling(body, structured=service.config.structured, **extra)
@@ -223,18 +225,16 @@ class OpenAI:
         service.metrics.first_text(time.perf_counter() - begun)
         return EventStream(self._parts(call, first, source), ticket.close)
 
-    async def _parts(self, call: Call, first: Any, source: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async def _parts(self, call: Call, first: Any, source: AsyncIterator[Any]) -> AsyncIterator[list[Any]]:
         chunk = _Chunks(call, Names(self.service.backend.vocabulary, call.options))
         async with aclosing(source):  # type: ignore[type-var]
             event = first
             while isinstance(event[0], Delta):
-                for delta in event:
-                    for part in chunk.of(delta):
-                        yield part
+                yield [part for delta in event for part in chunk.of(delta)]
                 event = await anext(source)
             counted = self._count(call, event)
             if call.options.usage_in_stream:
-                yield call.header.top(chunk.kind, []) | {"usage": counted}
+                yield [call.header.top(chunk.kind, []) | {"usage": counted}]
 
     # -- searches ----------------------------------------------------------------------------------------
 
@@ -302,15 +302,15 @@ def _search_choice(index: int, found: Ranked, call: Call) -> dict[str, Any]:
     return choice | token_extras(node.completion_ids, call.options)
 
 
-async def _as_stream(reply: dict[str, Any], call: Call) -> AsyncIterator[Any]:
+async def _as_stream(reply: dict[str, Any], call: Call) -> AsyncIterator[list[Any]]:
     """A finished reply as a stream of one part for each choice."""
     kind = "chat.completion.chunk" if call.chat else "text_completion"
     for choice in reply["choices"]:
         if call.chat:
             choice["delta"] = choice.pop("message")
-        yield call.header.top(kind, [choice])
+        yield [call.header.top(kind, [choice])]
     if call.options.usage_in_stream:
-        yield call.header.top(kind, []) | {"usage": reply["usage"]}
+        yield [call.header.top(kind, []) | {"usage": reply["usage"]}]
 
 
 class _Chunks:

@@ -12,8 +12,10 @@ from typing import Any
 from wcse.engine.params import NUMBERS, STRUCTURED_KINDS
 from wcse.engine.pooling import POOLING_TASKS
 from wcse.search import SearchConfig
+from wcse.search.config import LEAST, RANGES, WORDS
 from wcse.serve import fields as known
 from wcse.serve.admission import Limits
+from wcse.votes import AGGREGATIONS, SELECTORS
 
 Schema = dict[str, Any]
 
@@ -35,6 +37,8 @@ GENERATE_SAMPLING = (*known.SAMPLING, "logprobs", "detokenize")
 
 TEXT: Schema = {"type": "string"}
 FLAG: Schema = {"type": "boolean"}
+EVENT: Schema = {"type": "object", "properties": {"data": TEXT}, "required": ["data"]}
+"""Of a stream: ``data`` is a part of the reply as JSON, or ``[DONE]``."""
 ERROR: Schema = {
     "type": "object",
     "required": ["error"],
@@ -98,7 +102,7 @@ class Schemas:
         kind = "text/plain" if path == "/metrics" else "application/json"
         whole: dict[str, Any] = {kind: {"schema": TEXT if path == "/metrics" else {"type": "object"}}}
         if path in ("/v1/completions", "/v1/chat/completions"):
-            whole["text/event-stream"] = {"schema": TEXT}
+            whole["text/event-stream"] = {"schema": EVENT}
         found: Schema = {"responses": {"200": {"description": "done", "content": whole}} | replies}
         if "{name" in path:
             found["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": TEXT}]
@@ -192,7 +196,7 @@ class Schemas:
                 "properties": {"type": {"enum": ["text", "json_object", "json_schema"]}},
             },
             "stream_options": _object(_nullable({name: FLAG for name in known.STREAM_OPTIONS})),
-            "search": _object({"strategy": TEXT, "selector": TEXT} | _settings(), ()),
+            "search": _object(_settings()),
             "messages": _list(_MESSAGE, known.MAX_MESSAGES, 1),
             "chat_template_kwargs": _object({name: FLAG for name in known.TEMPLATE_KWARGS}),
             "tools": {"type": "array", "maxItems": 0},
@@ -221,12 +225,16 @@ _MESSAGE = {
 
 def _settings() -> dict[str, Schema]:
     """The settings of a search, whichever strategy reads them."""
-    kinds = {"int": {"type": "integer"}, "float": {"type": "number"}, "bool": FLAG}
-    return {
-        field.name: kinds.get(str(field.type), {"type": "string"})
-        for field in fields(SearchConfig)
-        if field.name != "choices"
+    found: dict[str, Schema] = {name: {"type": "integer", "minimum": low} for name, low in LEAST.items()}
+    found |= {
+        name: {"type": "number", "minimum": low, "maximum": high} for name, (low, high) in RANGES.items()
     }
+    found |= {name: {"enum": list(words)} for name, words in WORDS.items()}
+    found["agg_strategy"] = {"enum": [*AGGREGATIONS, None]}
+    found["compat"]["enum"].append(None)
+    names = (field.name for field in fields(SearchConfig) if field.name != "choices")
+    chosen = {"strategy": TEXT, "selector": {"enum": [*SELECTORS, None]}}
+    return chosen | {name: found.get(name, FLAG) for name in names}
 
 
 def _pick(names: Iterable[str], schemas: Mapping[str, Schema]) -> dict[str, Schema]:

@@ -16,6 +16,7 @@ from wcse.optimal.policy_file import PolicyFile
 from wcse.search import STRATEGIES, SearchConfig, Strategy, parse_strategy
 from wcse.search.strategy import SHAPE, Spec
 from wcse.serve.errors import bad
+from wcse.serve.fields import checked_text
 from wcse.types import Node, WcseError
 from wcse.votes import ballots, by_rank, get_selector
 
@@ -40,6 +41,11 @@ class Plan:
     """The one that was asked for; None: the strategy's own, or the one that it chose for the problem."""
     bounded: bool = True
     """The verifier's scores lie in [0, 1]; others count by their rank."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether a verifier reads its steps."""
+        return self.strategy.needs_prm or (self.selector or self.strategy.selector) != "majority"
 
     @property
     def rows(self) -> int:
@@ -92,25 +98,25 @@ class Planner:
         options = {name: value for name, value in settings.items() if name != "strategy"}
         selector, times = options.pop("selector", None), options.pop(TIMES, None)
         _check_options(options, spec.name, param)
+        _check_selector(selector, param)
         if times is not None:
             options["n"] = self._budget(spec.name, times, param)
         try:
             config = spec.config(SearchConfig(**options))
             strategy.check(config)
-            _check_selector(selector)
             if spec.name == "auto" and self.default_agg is not None:
                 config = replace(config, choices=self._policy(param).choices(config.n, config))
         except WcseError as error:
             raise bad(param, str(error)) from None
-        scored = strategy.needs_prm or (selector or strategy.selector) != "majority"
-        if scored and self.default_agg is None:
+        plan = Plan(spec.name, strategy, config, selector, self.bounded)
+        if plan.scored and self.default_agg is None:
             raise bad(param, f"{spec.name} needs a verifier and this server has none; start it with --prm")
         config = config.with_default(self.default_agg or "last")
         if not self.bounded and config.aggregation == "prod":
             raise bad(
                 param, "agg_strategy='prod': this verifier's scores are unbounded; use last, min or mean"
             )
-        return Plan(spec.name, strategy, config, selector, self.bounded)
+        return replace(plan, config=config)
 
     def _policy(self, param: str) -> PolicyFile:
         if self.policy is None:
@@ -146,9 +152,13 @@ def _check_options(options: Mapping[str, Any], strategy: str, param: str) -> Non
             raise bad(field, str(error)) from None
 
 
-def _check_selector(selector: Any) -> None:
+def _check_selector(selector: Any, param: str) -> None:
+    field = "search.selector" if param == "search" else param
     if selector is not None:
-        get_selector(selector if isinstance(selector, str) else "")
+        try:
+            get_selector(checked_text(selector, field))
+        except WcseError as error:
+            raise bad(field, str(error)) from None
 
 
 def _multiples(budgets: Sequence[int]) -> list[str]:

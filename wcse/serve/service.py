@@ -23,12 +23,13 @@ from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
 from wcse.optimal.policy_file import read_policy
-from wcse.prompts import render_chat
+from wcse.prompts import render_chat, render_text
+from wcse.reward.generative import GenerativePRM
 from wcse.reward.load import load_verifier
 from wcse.serve.admission import Admission, Cost, Limits
 from wcse.serve.body import read_object
 from wcse.serve.errors import ApiError, bad
-from wcse.serve.fields import as_api_error, check_names
+from wcse.serve.fields import as_api_error, check_names, checked_text
 from wcse.serve.loop import EngineLoop
 from wcse.serve.metrics import Metrics
 from wcse.serve.search import TIMES, Plan, Planner, parse_alias, split_model
@@ -94,6 +95,7 @@ class Service:
         self.backend = Backend(self.engine, max_logprobs=config.max_logprobs)
         self.scorer = _scorer(config, self.engine)
         self.planner = _planner(config, self.scorer)
+        self._verdict = self.scorer.layout.family.writes if isinstance(self.scorer, GenerativePRM) else 0
         self.judge = MathPool()
         driver = Driver(
             self.engine,
@@ -121,6 +123,12 @@ class Service:
 
     # -- requests ----------------------------------------------------------------------------------------
 
+    @property
+    def most_logprobs(self) -> int:
+        """Log-probabilities that a request may ask for at each token."""
+        most = self.config.max_logprobs
+        return self.model.spec.vocab_size if most < 0 else most
+
     def next_name(self) -> str:
         """A name no other request has: ids and unseeded random numbers come from it."""
         return f"{self._session}-{next(self._count)}"
@@ -145,9 +153,7 @@ class Service:
         Raises:
             ApiError: 404 for another model, 400 for a bad search.
         """
-        asked = body.get("model", self.name)
-        if not isinstance(asked, str):
-            raise bad("model", "model must be a string")
+        asked = checked_text(body.get("model", self.name), "model")
         name, alias = (asked, None) if asked == self.name else split_model(asked)
         if name != self.name:
             raise ApiError(
@@ -164,19 +170,28 @@ class Service:
             return self.name, None
         return asked, self.planner.plan(settings, "search" if chosen else "model")
 
-    async def prompt(self, value: str | list[int]) -> Prompt:
+    async def prompt(self, value: str | list[int], name: str = "prompt", *, special: bool = True) -> Prompt:
         """Token ids of a prompt; long text is tokenised beside the event loop.
+
+        Args:
+            name: the field that holds it.
+            special: text gets the special tokens that the tokenizer adds by itself.
 
         Raises:
             ApiError: it is empty, too long, or holds ids that the model does not have.
         """
         if len(value) > (MOST_CHARS if isinstance(value, str) else 1) * self.model.context:
-            raise self._too_long(len(value))
+            raise self._too_long(len(value), name)
         try:
-            prompt = await _beside(len(value), to_prompt, self.model, value)
+            prompt = await _beside(len(value), self._encode, value, special)
         except WcseError as error:
-            raise as_api_error(error, "prompt") from None
-        return self._checked(prompt, "prompt")
+            raise as_api_error(error, name) from None
+        return self._checked(prompt, name)
+
+    def _encode(self, value: str | list[int], special: bool) -> Prompt:
+        if isinstance(value, str) and not special:
+            return Prompt(ids=render_text(self.model.tokenizer, value, special=False), text=value)
+        return to_prompt(self.model, value)
 
     async def conversation(self, messages: list[dict[str, str]], switches: Mapping[str, Any]) -> Prompt:
         """Token ids of a conversation under the model's own template.
@@ -186,7 +201,7 @@ class Service:
         """
         size = sum(len(m["content"]) for m in messages)
         if size > MOST_CHARS * self.model.context:
-            raise self._too_long(size)
+            raise self._too_long(size, "messages")
         try:
             ids = await _beside(size, render_chat, self.model.tokenizer, messages, **switches)
         except WcseError as error:
@@ -196,6 +211,8 @@ class Service:
     def cost(self, prompts: Sequence[Prompt], params: SamplingParams, plan: Plan | None = None) -> Cost:
         """What the request may take at most."""
         each = plan.rows if plan else params.draws
+        # A verifier that writes does so on every step; how many steps a solution has nobody knows before.
+        steps = each * params.most_tokens if plan and plan.scored else 0
         width = self.model.spec.vocab_size if params.logprobs == -1 else params.logprobs or 0
         return Cost(
             prompt_tokens=sum(len(p.ids) for p in prompts),
@@ -203,6 +220,7 @@ class Service:
             new_tokens=params.most_tokens,
             logprobs=width,
             longest=max(len(p.ids) for p in prompts),
+            verdicts=steps * self._verdict,
         )
 
     def _checked(self, prompt: Prompt, param: str) -> Prompt:
@@ -216,9 +234,9 @@ class Service:
             )
         return prompt
 
-    def _too_long(self, length: int) -> ApiError:
+    def _too_long(self, length: int, param: str) -> ApiError:
         return bad(
-            "prompt",
+            param,
             f"a prompt of length {length} cannot fit in the model's context of {self.model.context} tokens",
             "context_length_exceeded",
         )

@@ -41,6 +41,7 @@ async def events(work: Work, loop: EngineLoop, receive: Receive) -> AsyncIterato
             if isinstance(event, Exception):
                 raise ApiError(500, "the engine failed on this request; others were stopped with it")
             yield event
+            work.wanted = True
     finally:
         gone.cancel()
         loop.cancel(work)
@@ -70,9 +71,9 @@ async def last_event(work: Work, loop: EngineLoop, request: Request) -> Any:
 
 
 class EventStream(Response):
-    """Sends each object of an iterator as a server-sent event, then ``[DONE]``; ``close`` runs in every case."""
+    """Sends objects as server-sent events, each list of them at once, then ``[DONE]``; ``close`` runs in every case."""
 
-    def __init__(self, parts: AsyncIterator[Any], close: Callable[[], None]) -> None:
+    def __init__(self, parts: AsyncIterator[list[Any]], close: Callable[[], None]) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         del self.headers["content-length"]
         self._parts = parts
@@ -82,12 +83,11 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                async for part in self._parts:
-                    await _send(send, dumps(part))
+                async for parts in self._parts:
+                    await _send(send, b"".join(map(_event, parts)))
             except ApiError as error:
-                await _send(send, dumps(error.body()))
-            await _send(send, b"[DONE]")
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await _send(send, _event(error.body()))
+            await _send(send, b"data: [DONE]\n\n", more=False)
         except (ClientGone, OSError):
             return
         finally:
@@ -96,5 +96,9 @@ class EventStream(Response):
             self._close()
 
 
-async def _send(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": True})
+def _event(part: Any) -> bytes:
+    return b"data: " + dumps(part) + b"\n\n"
+
+
+async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": more})

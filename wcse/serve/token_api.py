@@ -57,7 +57,7 @@ class Tokens:
             text = fields.text_of(body, "prompt")
             if len(text) > 4 * MOST_CHARS * service.model.context:
                 raise bad("prompt", "the text is too long")
-            ids = await run_in_threadpool(self._encode, text, special)
+            ids = await run_in_threadpool(render_text, service.model.tokenizer, text, special=special)
         reply: dict[str, Any] = {
             "count": len(ids),
             "max_model_len": service.model.context,
@@ -67,10 +67,6 @@ class Tokens:
         if shown:
             reply["token_strs"] = service.model.tokenizer.convert_ids_to_tokens(ids)
         return json_reply(reply)
-
-    def _encode(self, text: str, special: bool) -> list[int]:
-        tokenizer = self.service.model.tokenizer
-        return render_text(tokenizer, text) if special else tokenizer.encode(text, add_special_tokens=False)
 
     async def detokenize(self, request: Request) -> Response:
         service = self.service
@@ -97,8 +93,8 @@ class Tokens:
             raise bad("task", f"task must be one of {', '.join(POOLING_TASKS)}")
         if body.get("encoding_format", "float") != "float":
             raise bad("encoding_format", "only float is offered")
-        texts = fields.prompts({"prompt": body.get("input")}, fields.MAX_TEXTS)
-        prompts = [await service.prompt(text) for text in texts]
+        texts = fields.prompts(body, fields.MAX_TEXTS, "input")
+        prompts = [await service.prompt(text, "input") for text in texts]
         states = await self._states(request, prompts)
         data = []
         for i, rows in enumerate(states):
@@ -117,7 +113,8 @@ class Tokens:
         left = left * len(right) if len(left) == 1 else left
         if len(left) != len(right):
             raise bad("text_1", f"text_1 has {len(left)} texts and text_2 {len(right)}; give one, or as many")
-        prompts = [await service.prompt(text) for text in (*left, *right)]
+        prompts = [await service.prompt(text, "text_1") for text in left]
+        prompts += [await service.prompt(text, "text_2") for text in right]
         states = await self._states(request, prompts)
         pairs = zip(states[: len(left)], states[len(left) :], strict=True)
         data = [{"index": i, "object": "score", "score": similarity(a, b)} for i, (a, b) in enumerate(pairs)]
@@ -153,7 +150,7 @@ class Tokens:
         extra = {name: chosen[name] for name in ("logprobs", "detokenize") if name in chosen}
         params = fields.sampling(chosen, structured=service.config.structured, **extra)
         service.backend.check(params)
-        prompt = await service.prompt(ids)
+        prompt = await service.prompt(ids, "token_ids")
         params = without_limit(params, service.model.context - len(prompt.ids))
         name = service.next_name()
         shown = fields.text_of(body, "request_id", default=name)

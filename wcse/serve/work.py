@@ -93,17 +93,23 @@ class CompletionWork(Work):
     def _ended(self, output: RequestOutput) -> None:
         self._left -= 1
         if self._left == 0 and self._loop is not None:
-            self.flush()
+            self._send_changes()
             self.send([generation.output for generation in self._running])
             self._loop.done(self)
             self._running = []
 
     def flush(self) -> None:
+        """A reader that is behind gets the tokens of several steps at once."""
+        if self.wanted:
+            self._send_changes()
+
+    def _send_changes(self) -> None:
         if not self._changed:
             return
         changed, self._changed = self._changed, {}
         deltas = [delta for key, draft in changed.items() if (delta := self._delta(key, draft)) is not None]
         if deltas:
+            self.wanted = False
             self.send(deltas)
 
     def _delta(self, key: tuple[int, int], draft: Draft) -> Delta | None:

@@ -142,8 +142,8 @@ def grow(old: TinyLlama, model: TinyLlama) -> None:
         below = index * len(old.layers) // len(model.layers)
         layer.load_state_dict(old.layers[below].state_dict())
         if below == above:
-            nn.init.zeros_(layer.self_attn["o_proj"].weight)
-            nn.init.zeros_(layer.mlp["down_proj"].weight)
+            for name in ("self_attn.o_proj.weight", "mlp.down_proj.weight"):
+                nn.init.zeros_(layer.get_parameter(name))
         above = below
     model.embed_tokens.load_state_dict(old.embed_tokens.state_dict())
     model.norm.load_state_dict(old.norm.state_dict())

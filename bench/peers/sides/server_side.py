@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import distribution, version
 from pathlib import Path
@@ -104,13 +105,19 @@ class ServerSide:
         }
 
     def close(self) -> None:
-        """End the server."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+        """End the server and all that it started."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        _, *below = self._processes()
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        for process in below:  # those that did not end with it
+            with suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
 
     def prepare(self, item: Item) -> None:
         """Peaks of memory begin anew."""
@@ -247,6 +254,7 @@ def _free_port() -> int:
 
 if __name__ == "__main__":
     side = ServerSide(sys.argv[1])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the server would stay
     try:
         serve(side)
     finally:
