@@ -9,7 +9,7 @@
 # make test-ray      data runs over a local Ray cluster with workers killed; fetches Ray (240 MB)
 # make test-gpu, bench-gpu   on a machine with a GPU: its tests, and kernels beside their peers; fetch nothing
 # make fuzz   the KV tree and the thread pool under sanitizers
-# make campaign  10,000 killed data runs and 10^7 crash points of the journal; about an hour
+# make campaign  10,000 killed data runs and 10^7 crash points of the journal; goes on where it stopped
 
 PYTHON ?= python3
 VENV := .venv
@@ -52,7 +52,7 @@ test-compat:
 	HF_HUB_OFFLINE=1 $(COMPAT)/bin/python -m pytest tests/compat
 
 test-ray: setup
-	$(BIN)/python -m pip install --quiet -c constraints/cpu.txt -e '.[ray]' --no-build-isolation
+	$(BIN)/python -m pip install --quiet -c constraints/cpu.txt 'ray>=2.40'
 	$(BIN)/python -m pytest tests/test_ray.py
 
 storm: setup
@@ -91,7 +91,8 @@ fuzz:
 	build/thread_pool_stress 20000
 
 campaign: setup
-	$(BIN)/python tests/crash_lab.py --kills 10000 --points 10000000
+	mkdir -p runs
+	$(BIN)/python tests/crash_lab.py --kills 10000 --points 10000000 --state runs/campaign.json
 
 setup: $(STAMP)
 

@@ -24,6 +24,7 @@ from wcse.problems import load_problems
 from wcse.synth import work
 from wcse.synth.outputs import write_synth
 from wcse.synth.recipe import EXPORTS, SynthRecipe
+from wcse.synth.record import Unit
 from wcse.synth.run import synthesize
 
 PROBLEMS, SAMPLES = 100, 256
@@ -65,25 +66,30 @@ def test_deriving_outputs(benchmark: Any, tmp_path: Path) -> None:
 
 
 def test_share_of_a_run(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds spent beside the model: grading, the journal, and all derived files in every format."""
+    """Seconds spent beside the model: grading, the journal, and all derived files in every format.
+
+    The journal is written behind the generation, so it takes what its thread computes; the others take what they last.
+    """
     pytest.importorskip("reasoning_gym")
     spent: dict[str, float] = {}
 
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(
+        name: str, function: Callable[..., Any], clock: Callable[[], float] = time.perf_counter
+    ) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start = clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+                spent[name] = spent.get(name, 0.0) + clock() - start
 
         return call
 
     monkeypatch.setattr(Graded, "of", staticmethod(timed("verifying", Graded.of)))
     monkeypatch.setattr(solve, "classify", timed("verifying", solve.classify))
-    monkeypatch.setattr(Journal, "append", timed("storing", Journal.append))
+    monkeypatch.setattr(Journal, "append", timed("storing", Journal.append, time.thread_time))
     monkeypatch.setattr(work, "write_synth", timed("deriving", work.write_synth))
-    spec = "gsm_symbolic:size=40,seed=1000000"
+    spec = "gsm_symbolic:size=100,seed=1000000"
     sampler = {"model": "tiny-wc", "max_tokens": 256}
     recipe = SynthRecipe.parse({"problems": spec, "samplers": {"wc": sampler}, "n": 64, "export": EXPORTS})
     problems = load_problems(spec, limit=None if benchmark.enabled else 2)
@@ -93,3 +99,27 @@ def test_share_of_a_run(benchmark: Any, tmp_path: Path, monkeypatch: pytest.Monk
         shares = {name: seconds / total for name, seconds in spent.items()}
         benchmark.extra_info.update(shares)
         print({name: f"{share:.2%}" for name, share in shares.items()})
+
+
+@pytest.mark.parametrize("ray", [None, "local"], ids=["processes", "ray"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_rate_of_workers(benchmark: Any, workers: int, ray: str | None) -> None:
+    """Samples a second of workers with one thread each, after they have loaded and done a first batch."""
+    if not benchmark.enabled:
+        pytest.skip("a rate: nothing to check without a clock")
+    pytest.importorskip("reasoning_gym")
+    if ray:
+        pytest.importorskip("ray", minversion="2")
+    spec, n = "gsm_symbolic:size=100,seed=1000000", 32
+    sampler = {"model": "tiny-wc", "max_tokens": 256}
+    given = {"problems": spec, "samplers": {"wc": sampler}, "n": n}
+    recipe = SynthRecipe.parse(given | {"workers": workers, "threads": 1, "ray": ray})
+    problems = load_problems(spec)
+    with work.executor_of(recipe) as executor:
+        executor.run([(Unit("wc", 1, problem.id, 1), problem) for problem in problems], lambda _: None)
+        tasks = [(Unit("wc", 0, problem.id, n), problem) for problem in problems]
+        benchmark.pedantic(executor.run, args=(tasks, lambda _: None), rounds=1)
+    benchmark.extra_info["samples_per_second"] = len(tasks) * n / benchmark.stats["mean"]
+    print(
+        f"{ray or 'processes'}, {workers} workers: {benchmark.extra_info['samples_per_second']:.0f} samples/s"
+    )

@@ -109,7 +109,7 @@ def test_solve_writes_everything_and_says_where(
         and not skip
     )
     header = read_header(tmp_path / "run")
-    assert header.recipe == recipe.results()
+    assert header.recipe == recipe.results() | {"dtype": "float32", "kv_cache_dtype": "float32"}
     assert set(header.inputs) == {"problems", "policy"} and "torch" in header.versions
 
 
@@ -160,6 +160,8 @@ def test_a_changed_recipe_problem_or_model_is_refused(
     problems = tmp_path / "p.jsonl"
     problems.write_text(problems.read_text().replace("apples", "pears"))
     assert "the content of problems changed" in refused(command, capsys)
+    problems.write_text(problems.read_text().replace("pears", "apples"))
+    assert 'dtype was "float32", now "bfloat16"' in refused([*command, "--device=cuda"], capsys)
     assert (tmp_path / "run" / "journal.tsv").read_bytes() == before
 
 

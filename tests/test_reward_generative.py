@@ -200,9 +200,14 @@ def test_scores_of_a_search_do_not_depend_on_batch_or_memory(folder: Path, criti
         return [{path: trace.score for path, trace in outcome.nodes.items()} for outcome in outcomes]
 
     verifier = critic if family == "critic" else folder
-    roomy = scores(grow(verifier, policy, family, Memory.gib(0.05), 32))
+    calm = grow(verifier, policy, family, Memory.gib(0.05), 32)
+    roomy = scores(calm)
     page = Engine(policy, num_pages=8).runner.page_bytes
-    assert scores(grow(verifier, policy, family, Memory(60 * page), 3)) == roomy
+    rough = grow(verifier, policy, family, Memory(60 * page), 3)
+    assert scores(rough) == roomy
+    asked = [outcome.verifier.prm_asked for outcome in calm]
+    assert asked == [outcome.verifier.prm_asked for outcome in rough]  # evicted or not
+    assert all(0 < n < outcome.verifier.prm_computed for n, outcome in zip(asked, calm, strict=True))
     assert len({score for tree in roomy for score in tree.values()}) > 1
 
 

@@ -169,7 +169,7 @@ class _Full(Disk):
 def test_a_full_disk_leaves_whole_shards_only(tmp_path: Path) -> None:
     schema = FORMATS["prompt_completion"].schema
     row = {"id": "1", "problem_id": "p", "sampler": "wc", "prompt": "a", "completion": "b"}
-    shards = Shards(tmp_path, "x", schema, 2, _Full(5))  # a file is two syncs: itself and its folder
+    shards = Shards(tmp_path, "x", schema, 2, _Full(4))  # a file is one sync
     with pytest.raises(OSError, match="No space"):
         for _ in range(9):
             shards.add(row)

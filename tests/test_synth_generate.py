@@ -71,6 +71,8 @@ def test_the_command_makes_a_data_set_resumes_it_and_derives_it_again(
     assert json.loads((out / "manifest.json").read_text())["recipe"] == first["recipe"]
     code, _, log = main(capsys, *arguments, "--seed=1")
     assert code == 2 and "seed was 42, now 1" in log
+    code, _, log = main(capsys, *arguments, "--device=cuda")  # whose auto is another dtype
+    assert code == 2 and 'samplers.wc.dtype was "float32", now "bfloat16"' in log
 
 
 def test_all_samples_of_a_problem_share_one_reading_of_the_prompt() -> None:
@@ -195,6 +197,24 @@ def test_mistakes_are_one_line(tmp_path: Path, problems: Path, capsys: pytest.Ca
         code, _, log = main(capsys, *(f"--{name}={value}" for name, value in (given | options).items()))
         last = log.splitlines()[-1]
         assert code == 2 and last.startswith("wcse: error: ") and message in last, last
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("samplers: [wc]", "samplers=['wc']: must hold options"),
+        ("samplers: {wc: tiny-wc}", "samplers.wc='tiny-wc': must hold options"),
+        ("filters: gold", "filters='gold': must hold options"),
+        ("samplers: {wc: {dtype: float8}}", "samplers.wc.dtype='float8'"),
+    ],
+)
+def test_a_recipe_file_with_a_value_where_options_belong(
+    tmp_path: Path, problems: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    code, _, log = main(capsys, f"--recipe={path}", f"--problems={problems}", "--wc=tiny-wc")
+    assert code == 2 and message in log.splitlines()[-1]
 
 
 def test_a_reference_that_is_cheaper_is_refused(

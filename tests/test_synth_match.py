@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,21 @@ def test_the_prompt_is_charged_once_a_call_and_verifiers_too() -> None:
     assert price_of("params", charge, spec, Size(9)) == 36 and price_of("samples", charge, spec, Size(9)) == 4
 
 
+def test_what_a_verifier_writes_is_charged_and_planned_with_the_samples() -> None:
+    verifier = {"strategy": "best_of_n", "prm": "judge", "prm_family": "critic"}
+    recipe = synth_runs.recipe(samplers={"wc": {"model": "weak"} | verifier, "se": {"model": "strong"}})
+    unit, spec = Unit("wc", 0, "p0", 3), recipe.samplers["wc"]
+    record = synth_runs.fake_record(recipe, unit, synth_runs.problem(0))
+    assert record.solved is not None
+    ledger = replace(record.solved.ledger, prm_asked=500)
+    charge = Charge.of(replace(record, solved=replace(record.solved, ledger=ledger)), spec)
+    assert charge.checked == charge.read + charge.written + 500
+    planner = Planner(recipe, ["p0", "p1"], {"wc": Size(100, 10), "se": Size(300)})
+    call, sample, _ = planner._estimate("wc", 1, {("wc", 0): {"p0": charge}})
+    assert call == 2 * (100 + 10) * charge.read
+    assert sample == pytest.approx(2 * (100 * charge.written + 10 * (charge.written + 500)) / 3)
+
+
 def test_sizes_are_those_that_the_ledger_charges() -> None:
     from wcse.synth.generate import sizes_of
 
@@ -92,6 +108,8 @@ def test_sizes_are_those_that_the_ledger_charges() -> None:
     recipe = synth_runs.recipe(samplers={"wc": {"model": "tiny-wc"}, "se": searching})
     implicit = 2 * tiny  # the verifier and the model that it is compared with
     assert sizes_of(recipe) == {"wc": Size(tiny), "se": Size(tiny, implicit)}
+    writing = searching | {"prm": "tiny-wc", "prm_family": "critic"}
+    assert sizes_of(synth_runs.recipe(samplers={"wc": writing})) == {"wc": Size(tiny, tiny)}
     given = synth_runs.recipe(samplers={"wc": {"model": "tiny-wc", "parameters": 7}})
     assert sizes_of(given) == {"wc": Size(7)}
 

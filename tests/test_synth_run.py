@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from wcse.synth.outputs import read_synth, write_synth
 from wcse.synth.ray_pool import Seat
 from wcse.synth.recipe import SynthRecipe
 from wcse.synth.record import Unit
-from wcse.synth.run import finished, stored_totals, synthesize
+from wcse.synth.run import OnRecord, Task, finished, stored_totals, synthesize
 from wcse.synth.workers import WorkerPool, task_to_json
 from wcse.types import Problem, WcseError
 
@@ -38,9 +39,16 @@ def test_two_hundred_kills_and_a_hundred_thousand_crash_points_lose_and_double_n
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(
-        r"(\d+) kills in (\d+) runs .(\d+) left a torn record., (\d+) crash points: 0 faults", done.stdout
+        r"(\d+) kills in (\d+) runs .(\d+) left a torn record, (\d+) an unsealed file., (\d+) crash points: 0 faults",
+        done.stdout,
     )
-    assert found and int(found[1]) == 200 and int(found[3]) > 0 and int(found[4]) >= 100_000
+    assert (
+        found
+        and int(found[1]) == 200
+        and int(found[3]) > 0
+        and int(found[4]) > 0
+        and int(found[5]) >= 100_000
+    )
 
 
 def test_the_lab_notices_a_doubled_and_a_lost_record(tmp_path: Path) -> None:
@@ -90,6 +98,37 @@ def test_a_full_disk_stops_cleanly_and_resumes_to_the_same_digest(tmp_path: Path
     )
     assert _derive(tmp_path / "rough", recipe, todo) == _derive(tmp_path / "calm", recipe, todo)
     assert finished(recipe, [p.id for p in todo], stored_totals(tmp_path / "rough", recipe), synth_runs.SIZES)
+
+
+def test_the_next_samples_do_not_wait_for_the_disk(tmp_path: Path) -> None:
+    made = threading.Event()
+
+    class Slow(synth_runs.NoSync):
+        slow = False
+
+        def fsync(self, fd: int) -> None:
+            assert not self.slow or made.wait(60), "the executor waited"
+
+    class Executor(synth_runs.FakeExecutor):
+        def run(self, tasks: Sequence[Task], on_record: OnRecord) -> None:
+            super().run(tasks, on_record)
+            made.set()
+
+    recipe, todo, disk = synth_runs.recipe(samplers={"wc": {"model": "weak"}}), synth_runs.problems(6), Slow()
+    with synth_runs.open_journal(tmp_path, recipe, todo, disk=disk) as journal:
+        disk.slow = True
+        synthesize(recipe, todo, journal, Executor(recipe), synth_runs.SIZES)
+        assert len(journal.done) == 6  # but it does not end before all is stored
+
+
+def test_what_killed_processes_left_goes_and_a_living_ones_file_stays(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".card.{dead.pid}.tmp").touch()
+    (tmp_path / f".card.{os.getpid()}.tmp").touch()
+    (tmp_path / ".other.tmp").touch()
+    synth_runs.open_journal(tmp_path, synth_runs.recipe(), synth_runs.problems(1)).close()
+    assert {path.name for path in tmp_path.glob(".*")} == {f".card.{os.getpid()}.tmp", ".other.tmp"}
 
 
 def test_a_finished_run_does_nothing_again(tmp_path: Path) -> None:

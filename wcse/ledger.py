@@ -26,6 +26,8 @@ class Ledger:
             ``policy_computed``).
         prm_computed: tokens that the verifier read; 0 for a head on the policy's own hidden states.
         prm_reused: prefix tokens that the verifier did not read again.
+        prm_asked: what a verifier that writes adds to the policy's own tokens: its questions and verdicts, once each
+            (a part of ``prm_computed``).
         kv_pages: most pages of 16 tokens held at one time.
         kv_pages_unshared: pages that one cache per sequence would have held at that time.
         policy_flops, prm_flops: operations for every token of the tree once; what was evicted and computed again
@@ -38,6 +40,7 @@ class Ledger:
     policy_sampled: int = 0
     prm_computed: int = 0
     prm_reused: int = 0
+    prm_asked: int = 0
     kv_pages: int = 0
     kv_pages_unshared: int = 0
     policy_flops: float = 0.0

@@ -109,6 +109,14 @@ def kv_budgets(recipe: Recipe, *, scored: bool) -> tuple[Memory, Memory | float]
     return Memory(policy), sum(others) / 2**30
 
 
+def arithmetic(recipe: Recipe) -> dict[str, str]:
+    """What a recipe's ``dtype`` and ``kv_cache_dtype`` are on its device, which decides where they say ``auto``."""
+    device = recipe.device or "cpu"
+    dtype = dtype_on(device, recipe.dtype or "auto", present=False)
+    kinds = {"dtype": dtype, "kv_cache_dtype": kv_dtype_on(device, dtype, recipe.kv_cache_dtype or "auto")}
+    return {name: str(kind).removeprefix("torch.") for name, kind in kinds.items()}
+
+
 def fit_of(recipe: Recipe, *, scored: bool, present: bool = True) -> Fit:
     """What fits of the recipe's models on its device. ``present`` refuses a device that is not there."""
     device = recipe.device or "cpu"
@@ -120,7 +128,7 @@ def fit_of(recipe: Recipe, *, scored: bool, present: bool = True) -> Fit:
     }
     models = [("policy", recipe.policy, recipe.quantization, True)]
     if scored and recipe.prm not in (None, SHARED) and not str(recipe.prm).startswith(OWN):
-        models += _verifiers(recipe)
+        models += verifiers_of(str(recipe.prm), recipe.prm_family, recipe.prm_quantization)
     found = []
     for role, name, quantization, head in models:
         spec, path = read_spec(name)
@@ -130,11 +138,16 @@ def fit_of(recipe: Recipe, *, scored: bool, present: bool = True) -> Fit:
     return plan_memory(device, tuple(found), kv_gib=recipe.kv_memory_gb)
 
 
-def _verifiers(recipe: Recipe) -> list[tuple[str, str, Quantization | None, bool]]:
-    """Role, name, quantization and whether it makes logits, of the recipe's verifier and what that needs."""
-    name, how = str(recipe.prm), recipe.prm_quantization
+def verifiers_of(
+    name: str, prm_family: str | None = None, how: Quantization | None = None
+) -> list[tuple[str, str, Quantization | None, bool]]:
+    """Role, name, quantization and whether it makes logits, of a verifier's model and of what that needs.
+
+    Raises:
+        WcseError: there is no such model, or its family is unknown.
+    """
     config = read_config(name)
-    family = family_named(recipe.prm_family) if recipe.prm_family else family_of(name, config)
+    family = family_named(prm_family) if prm_family else family_of(name, config)
     models = [("prm", name, how, family.head == "ratio" or family.writes > 0)]
     reference = (config.get("wcse") or {}).get("reference", family.reference)
     if family.head == "ratio" and isinstance(reference, str):

@@ -111,11 +111,11 @@ def _profiled(
 def _open_journal(recipe: Recipe, problems: Sequence[Problem], directory: str) -> Journal:
     from wcse.data.fingerprint import fingerprint_problems
     from wcse.data.journal import Header, Journal
+    from wcse.solve import arithmetic
 
     inputs = {"problems": fingerprint_problems(problems), **_models(recipe)}
-    return Journal.open(
-        directory, Header(recipe.results(), inputs, tuple(p.id for p in problems), _versions())
-    )
+    results = recipe.results() | arithmetic(recipe)
+    return Journal.open(directory, Header(results, inputs, tuple(p.id for p in problems), _versions()))
 
 
 def _models(recipe: Recipe) -> dict[str, str]:

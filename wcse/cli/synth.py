@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wcse.cli.command import INTERRUPTED, Arguments, Command, Options
@@ -62,18 +62,22 @@ def _merged(options: dict[str, Any]) -> dict[str, Any]:
 
     file = options.pop("recipe", None)
     base = load_recipe(file) if file else {}
-    samplers: dict[str, Any] = dict(base.get("samplers") or {})
+    samplers, filters = _options_in(base, "samplers"), _options_in(base, "filters")
     for arm in ("wc", "se"):
         given = {name: options.pop(f"{arm}_{name}") for name in _ARMS if f"{arm}_{name}" in options}
         if given:
-            old = samplers.get(arm) or {}
-            if not isinstance(old, dict):
-                raise WcseError(f"samplers.{arm}={old!r}: must hold options as 'name: value' lines")
-            samplers[arm] = {**old, **given}
-    filters = {name[7:]: options.pop(name) for name in list(options) if name.startswith("filter_")}
-    if filters:
-        options["filters"] = {**(base.get("filters") or {}), **filters}
-    return base | options | ({"samplers": samplers} if samplers else {})
+            samplers[arm] = _options_in(samplers, arm, "samplers.") | given
+    filters |= {name[7:]: options.pop(name) for name in list(options) if name.startswith("filter_")}
+    parts = {"samplers": samplers, "filters": filters}
+    return base | options | {name: part for name, part in parts.items() if part}
+
+
+def _options_in(given: Mapping[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
+    """The options that a recipe file has under a name; none where it says nothing."""
+    value = given.get(name) or {}
+    if not isinstance(value, dict):
+        raise WcseError(f"{prefix}{name}={value!r}: must hold options as 'name: value' lines")
+    return dict(value)
 
 
 def _plan(recipe: SynthRecipe, problems: Sequence[Problem]) -> int:
@@ -250,6 +254,7 @@ _OPTIONS: Arguments = (
     ),
     ("batch-size", {"type": int, "metavar": "ROWS", "help": "most rows in a batch"}),
     ("kv-memory-gb", {"type": float, "metavar": "GB", "help": "memory for keys and values"}),
+    ("device", {"metavar": "D", "help": "cpu (the default) or cuda"}),
     ("threads", {"type": int, "metavar": "T", "help": "CPU threads"}),
     ("push-to-hub", {"metavar": "ID", "help": "upload the data to this data set; off unless given"}),
     ("quiet", {"action": "store_true", "help": "no progress lines"}),

@@ -43,9 +43,31 @@ class Disk:
             os.close(fd)
 
 
+def clear_unfinished(directory: Path) -> None:
+    """Remove what killed processes of this machine left of ``atomic_file``."""
+    for path in directory.glob(".*.tmp"):
+        owner = path.name.split(".")[-2]
+        if owner.isdecimal() and not _lives(int(owner)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
 @contextmanager
-def atomic_file(path: Path, *, disk: Disk | None = None) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, disk: Disk | None = None, sync_name: bool = True) -> Iterator[BinaryIO]:
     """A binary file to fill; on leaving, ``path`` holds all of it, or after any failure its old content.
+
+    Args:
+        sync_name: the new name survives a power cut, too. A caller that writes many files into one directory leaves
+            it out and calls ``Disk.sync_directory`` once.
 
     Raises:
         OSError: as the disk said it; ``path`` is untouched and the temporary file is gone.
@@ -60,4 +82,5 @@ def atomic_file(path: Path, *, disk: Disk | None = None) -> Iterator[BinaryIO]:
         disk.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    disk.sync_directory(path.parent)
+    if sync_name:
+        disk.sync_directory(path.parent)

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from wcse.data.disk import Disk, atomic_file
+from wcse.data.disk import Disk, atomic_file, clear_unfinished
 from wcse.data.record import SolveRecord
 from wcse.recipe import changed
 from wcse.types import WcseError
@@ -112,6 +112,7 @@ class Journal:
 
     @classmethod
     def _open_locked(cls, folder: Path, header: Header, lock: int, disk: Disk) -> Journal:
+        clear_unfinished(folder)
         path = folder / FILE
         if path.exists():
             scan = _scan(path)

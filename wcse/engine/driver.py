@@ -308,6 +308,7 @@ class Driver:
         verifier = Ledger(
             prm_computed=read.computed,
             prm_reused=read.reused,
+            prm_asked=read.asked,
             prm_flops=read.flops + (run.job.charges.prm_flops if run.job.charges else 0.0),
             seconds=run.verifier_seconds,
         )

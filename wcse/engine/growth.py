@@ -21,11 +21,13 @@ from wcse.types import Node
 class Account:
     """Tokens of one problem: put through a model, and found in its KV tree instead.
 
-    ``flops`` are operations of a verifier beyond reading the policy's own tokens: on what it wrote itself.
+    ``asked`` are tokens of a verifier beyond the policy's own: its questions and what it wrote itself. ``flops`` are
+    the operations on these.
     """
 
     computed: int = 0
     reused: int = 0
+    asked: int = 0
     flops: float = 0.0
 
 

@@ -151,6 +151,7 @@ class GenerativePRM:
         assert self.cost is not None
         before = sum(len(node.token_ids) for node in verdict.question.steps()[:-1])
         depth = len(verdict.mirror.node.token_ids) + before
+        verdict.mirror.account.asked += verdict.tokens
         verdict.mirror.account.flops += self.cost.flops(verdict.tokens, depth)
         verdict.done(score)
 

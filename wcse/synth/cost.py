@@ -1,8 +1,9 @@
 """What samples cost: tokens of the ledger times a rate, by the measure that the recipe matches.
 
 The charge of a unit depends only on what was read and written (the prompt once a call, every sampled token,
-pruned ones too, and all of it again for a verifier of its own), not on eviction or on a resumed run's cold
-cache: a killed run plans as an unkilled one. Only seconds are the machine's.
+pruned ones too, and for a verifier of its own all of it again, with its own questions and verdicts where it
+writes), not on eviction or on a resumed run's cold cache: a killed run plans as an unkilled one. Only seconds are the
+machine's.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Charge:
     Attributes:
         read: prompt tokens, once a call.
         written: sampled tokens, pruned ones included.
-        checked: tokens that a verifier of its own read.
+        checked: tokens that a verifier of its own read or wrote.
         computed: tokens that really went through the policy's layers, as the ledger counted them.
         seconds: as the ledger counted them.
     """
@@ -62,7 +63,7 @@ class Charge:
         if solved is None:
             return cls()
         read, written = solved.prompt_tokens, solved.ledger.policy_sampled
-        checked = read + written if spec.reads_verifier else 0
+        checked = read + written + solved.ledger.prm_asked if spec.reads_verifier else 0
         return cls(
             record.unit.n, 1, read, written, checked, solved.ledger.policy_computed, solved.ledger.seconds
         )

@@ -5,19 +5,19 @@ All samples of a unit share one reading of the prompt. One sampler's models are 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from itertools import groupby
 
 from wcse.data.fingerprint import fingerprint_path
 from wcse.data.record import SolveRecord
 from wcse.flops import ModelCost
-from wcse.models.load import find_model, read_config, read_spec
+from wcse.models.load import find_model, read_spec
 from wcse.models.spec import ModelSpec
 from wcse.prompts import render_problem
 from wcse.recipe import Recipe
-from wcse.reward.families import family_named, family_of
 from wcse.shots import shots_path
-from wcse.solve import Models, solve
+from wcse.solve import Models, solve, verifiers_of
 from wcse.synth.cost import Size
 from wcse.synth.recipe import SynthRecipe
 from wcse.synth.record import Failure, SynthRecord
@@ -71,17 +71,16 @@ def sizes_of(recipe: SynthRecipe) -> dict[str, Size]:
 
 
 def verifier_cost(name: str, family: str | None = None) -> ModelCost:
-    """What a token costs a verifier, as its scorer charges it: an implicit one is two language models.
+    """What a token costs a verifier, as its scorer charges it: an implicit one is two language models, and one that
+    writes has an output matrix.
 
     Raises:
         WcseError: a model cannot be found or read.
     """
-    config = read_config(name)
-    record = family_named(family) if family else family_of(name, config)
-    if record.head != "ratio":
-        return ModelCost.of(model_spec(name), head=False)
-    reference = (config.get("wcse") or {}).get("reference", record.reference)
-    return ModelCost.of(model_spec(name)) + ModelCost.of(model_spec(str(reference)))
+    first, *others = (
+        ModelCost.of(model_spec(model), head=head) for _, model, _, head in verifiers_of(name, family)
+    )
+    return sum(others, first)
 
 
 class LocalExecutor:
@@ -107,8 +106,10 @@ class LocalExecutor:
     def models(self, sampler: str, recipe: Recipe, *, fresh: bool = False) -> Models:
         """The sampler's models; ``fresh`` drops an engine that an error has left in the middle of work."""
         if fresh or self._models is None or self._sampler != sampler:
+            gc.unfreeze()
             self._models = None  # free the memory first
             self._models = Models.load(recipe)
+            gc.freeze()  # the collector would look through all that is loaded again and again
             self._sampler = sampler
         return self._models
 

@@ -176,9 +176,9 @@ class Planner:
         """Cost of a charge's prompts and of its samples. Seconds are measured as a whole: prompts are not timed."""
         if self._recipe.match == "seconds":
             return 0.0, charge.seconds
-        verifier = self._recipe.samplers[sampler].reads_verifier
-        prompt = Charge(read=charge.read, checked=charge.read if verifier else 0)
-        text = Charge(written=charge.written, checked=charge.written if verifier else 0)
+        reads = charge.read if self._recipe.samplers[sampler].reads_verifier else 0
+        prompt = Charge(read=charge.read, checked=reads)
+        text = Charge(written=charge.written, checked=charge.checked - reads)
         return self._cost(sampler, prompt), self._cost(sampler, text)
 
     def _fewest(self, sampler: str, block: int, charges: Charges, live: Sequence[str]) -> list[str]:

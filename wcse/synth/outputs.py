@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wcse.data.disk import atomic_file
+from wcse.data.disk import Disk, atomic_file, clear_unfinished
 from wcse.data.journal import read_bodies
 from wcse.synth.card import card
 from wcse.synth.cost import Size, price_of
@@ -71,7 +72,8 @@ def write_synth(
     judged: Labels | None = None,
     bad_rows: Sequence[str] = (),
 ) -> Derived:
-    """Derive all outputs from the journal in ``directory`` and put them beside it.
+    """Derive all outputs from the journal in ``directory`` and put them beside it. One process at a time: hold the
+    journal open.
 
     Args:
         evaluation: problems that must not leak into the data.
@@ -122,28 +124,31 @@ class _Writer:
         self._measures = Measures(recipe.order, judges, people)
         data = folder / DATA
         data.mkdir(exist_ok=True)
+        clear_unfinished(data)
         self._shards = {
             name: Shards(data, name, FORMATS[name].schema, recipe.rows_per_shard) for name in recipe.export
         }
         self._kinds: Counter[str] = Counter()
 
     def write(self, totals: Totals, balances: Sequence[Balance], sizes: Mapping[str, Size]) -> Derived:
-        with atomic_file(self._folder / ERRORS) as errors:
+        with atomic_file(self._folder / ERRORS, sync_name=False) as errors:
             for message in self._bad_rows:
                 self._kinds["bad_row"] += 1
                 errors.write(_line({"kind": "bad_row", "message": message}))
             for group in by_problem(read_synth(self._folder)):
                 self._add(group, errors)
-        for shards in self._shards.values():
-            shards.close()
+        with ThreadPoolExecutor() as threads:  # they wait for the disk, together
+            list(threads.map(Shards.close, self._shards.values()))
         measures = self._numbers(totals, balances, sizes)
-        _write_json(self._folder / MEASURES, measures)
+        _write_json(self._folder / MEASURES, measures, sync_name=False)
         for name, text in (
             (CARD, card(self._recipe, measures)),
             (REPORT, page(f"training data on {self._recipe.problems}", measures)),
         ):
-            with atomic_file(self._folder / name) as file:
+            with atomic_file(self._folder / name, sync_name=False) as file:
                 file.write(text.encode("utf-8", "replace"))
+        for folder in (self._folder / DATA, self._folder):
+            Disk().sync_directory(folder)  # all names are on the disk before the manifest vouches for them
         files = {
             f"{DATA}/{name}": sha for shards in self._shards.values() for name, sha in shards.files.items()
         }
@@ -218,6 +223,6 @@ def _line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row).encode("ascii") + b"\n"
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with atomic_file(path) as file:
+def _write_json(path: Path, data: Mapping[str, Any], *, sync_name: bool = True) -> None:
+    with atomic_file(path, sync_name=sync_name) as file:
         file.write(json.dumps(data, indent=2, default=str).encode("ascii") + b"\n")

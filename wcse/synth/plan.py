@@ -9,16 +9,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from wcse.engine.fit import footprint
-from wcse.engine.memory import KV_GIB
 from wcse.models.load import find_model
+from wcse.solve import fit_of
 from wcse.synth.card import table
 from wcse.synth.cost import Charge, Size, price_of
-from wcse.synth.generate import LocalExecutor, model_spec
+from wcse.synth.generate import LocalExecutor
 from wcse.synth.match import Planner
 from wcse.synth.recipe import MATCHES, SynthRecipe
 from wcse.synth.record import SynthRecord, Unit
@@ -111,14 +107,11 @@ def _expected(unit: Unit, pilot: Charge) -> Charge:
 
 
 def memory_gib(recipe: SynthRecipe, sampler: str) -> float:
-    """Weights in fp32 of a sampler's models and their budget for keys and values, GiB."""
+    """Weights of a sampler's models, all that its verifier needs included, and their keys and values, GiB."""
     spec = recipe.samplers[sampler]
-    names = [spec.model]
-    if spec.verifier is not None and spec.reads_verifier:
-        names.append(spec.verifier)
-    kinds: dict[str, Any] = {"role": "model", "dtype": torch.float32, "kv_dtype": torch.float32, "rows": 1}
-    weights = sum(footprint(model_spec(name), name=name, **kinds).weights for name in names)
-    return weights / 2**30 + (recipe.kv_memory_gb or KV_GIB)
+    unit = recipe.unit_recipe(sampler, 0, spec.quantum)
+    fit = fit_of(unit, scored=spec.reads_verifier, present=False)
+    return (sum(model.weights for model in fit.models) + fit.kv) / 2**30
 
 
 def plan_text(recipe: SynthRecipe, problems: int, lines: Sequence[Line]) -> str:

@@ -104,7 +104,8 @@ class RayPool(Pool[_Actor]):
     """An executor over the actors of a Ray cluster.
 
     Args:
-        recipe: what the actors are told. Each takes ``threads`` cores (one, where the recipe names no count).
+        recipe: what the actors are told. Each takes ``threads`` cores (one, where the recipe names no count), and a GPU
+            where the recipe's device is one.
         workers: how many actors; 0 takes as many as the cluster has cores for.
         address: of a cluster (``auto``, ``host:port``, ``ray://host:port``), or ``local`` for one of this run's own.
         make, fingerprints: see ``Seat``.
@@ -135,7 +136,8 @@ class RayPool(Pool[_Actor]):
             recipe, workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // self._threads)
         )
         told = recipe.model_copy(update={"threads": self._threads}).model_dump(mode="json")
-        actor = ray.remote(num_cpus=self._threads, max_restarts=0)(Seat)
+        gpus = int((recipe.device or "cpu").startswith("cuda"))
+        actor = ray.remote(num_cpus=self._threads, num_gpus=gpus, max_restarts=0)(Seat)
         self._make_actor = lambda: actor.remote(told, dict(fingerprints), make)
 
     def close(self) -> None:

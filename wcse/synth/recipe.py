@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from wcse.names import suggest
 from wcse.recipe import OWN, SHARED, Options, Recipe, runtime_only
 from wcse.search import STRATEGIES
-from wcse.types import WcseError
+from wcse.types import Quantization, WcseError
 
 MATCHES = {
     "flops": "2 x parameters x tokens, measured: each side's own lengths, the prompt once a call, verifiers too",
@@ -42,6 +42,15 @@ class SamplerSpec(Options):
     top_p: float = Field(1.0, description="nucleus probability", gt=0, le=1)
     max_tokens: int = Field(1024, description="most tokens of one solution", ge=1)
     delimiter: str = Field("\n\n", description="text that ends a step", min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
+        None, description="weights and arithmetic; auto is float32 on a CPU, bfloat16 on a GPU"
+    )
+    kv_cache_dtype: Literal["auto", "float16", "fp8"] | None = Field(
+        None, description="keys and values, as in wcse solve"
+    )
+    quantization: Quantization | None = Field(
+        None, description="the model's weights in memory, as in wcse solve"
+    )
     system_prompt: str | None = Field(None, description="system turn before each problem")
     few_shot: str | None = Field(None, description="solved examples before it: a set's name or a JSONL file")
     few_shot_k: int | None = Field(None, description="use the first k examples only", ge=1)
@@ -133,6 +142,7 @@ class SynthRecipe(Options):
     unit_seconds: float = runtime_only(600.0, "a worker that is silent for longer is killed", gt=0)
     batch_size: int | None = runtime_only(None, "most rows in a batch", ge=1)
     kv_memory_gb: float | None = runtime_only(None, "memory for keys and values", gt=0)
+    device: str | None = runtime_only(None, "cpu or cuda; none is the CPU")
     threads: int | None = runtime_only(None, "CPU threads", ge=1)
 
     @field_validator("match")
@@ -233,6 +243,7 @@ class SynthRecipe(Options):
             include={
                 *("prm", "prm_family", "beam_width", "temperature", "top_p", "max_tokens"),
                 *("delimiter", "system_prompt", "few_shot", "few_shot_k"),
+                *("dtype", "kv_cache_dtype", "quantization"),
             }
         )
         return Recipe.parse(
@@ -246,6 +257,7 @@ class SynthRecipe(Options):
                 "batch_size": self.batch_size,
                 "kv_memory_gb": self.kv_memory_gb,
                 "threads": self.threads,
+                "device": self.device,
             }
         )
 

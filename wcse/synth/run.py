@@ -1,15 +1,18 @@
 """The loop of a data run: plan a round, do what the journal lacks, store each unit, plan the next round.
 
-Knows no model: an executor makes records of units, in this process or in others. Everything that decides what
-is done next comes from the journal, so a run that was killed goes on to the same samples.
+Knows no model: an executor makes records of units, in this process or in others, and does not wait for the disk.
+Everything that decides what is done next comes from the journal, so a run that was killed goes on to the same samples.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from wcse.data.journal import Journal, read_bodies
 from wcse.synth.cost import Charge, Size
@@ -20,6 +23,9 @@ from wcse.types import Problem
 
 Task = tuple[Unit, Problem]
 OnRecord = Callable[[SynthRecord], None]
+
+_MOST_WAITING = 64
+"""Records in memory that the disk has not taken yet."""
 
 
 class Executor(Protocol):
@@ -108,10 +114,49 @@ def synthesize(
                 on_progress(Progress(record.unit.sampler, record.unit.block, count, total, samples))
 
             if todo:
-                executor.run(todo, store)
+                with _Behind(store) as behind:
+                    executor.run(todo, behind)
             block += 1
     others = recipe.order[1:]
     return totals, [planner.balance(name, totals.charges) for name in others]
+
+
+class _Behind:
+    """Stores records on a thread of its own, in order, while the next ones are made. Leaving it waits for the last one.
+
+    An error is raised by the next call, or on leaving; what was handed over after the record that caused it is not
+    stored.
+    """
+
+    def __init__(self, store: OnRecord) -> None:
+        self._store = store
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
+        self._error: BaseException | None = None
+
+    def __call__(self, record: SynthRecord) -> None:
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) >= _MOST_WAITING):
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._one, record))
+
+    def _one(self, record: SynthRecord) -> None:
+        if self._error is not None:
+            raise self._error
+        try:
+            self._store(record)
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+        if kind is None and self._error is not None:
+            raise self._error
 
 
 def finished(recipe: SynthRecipe, problems: Sequence[str], totals: Totals, sizes: Mapping[str, Size]) -> bool:

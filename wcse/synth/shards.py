@@ -22,7 +22,7 @@ class Shards:
     """Writes the rows of one format to ``NAME-00000.parquet`` and ``.jsonl``, and so on.
 
     The same rows give the same bytes. ``close`` seals the last shard and removes shards of an earlier, longer
-    export.
+    export. Syncing the folder's names is left to the caller, who writes several formats into one.
 
     Attributes:
         rows: written so far.
@@ -66,7 +66,7 @@ class Shards:
         pq.write_table(_table(content, self._schema), buffer, compression="zstd")
         for suffix, data in (("parquet", buffer.getvalue()), ("jsonl", content)):
             path = self._folder / f"{stem}.{suffix}"
-            with atomic_file(path, disk=self._disk) as file:
+            with atomic_file(path, disk=self._disk, sync_name=False) as file:
                 file.write(data)
             self.files[path.name] = hashlib.sha256(data).hexdigest()
         self._rows = []

@@ -27,12 +27,16 @@ class Reasoning(StrEnum):
     UNKNOWN = "unknown"
 
 
+Number = int | Fraction
+"""An exact value. Whole ones are ``int``: equal to the fraction, with the same hash, and a sixth of its time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Equation:
     """``sides`` as written; ``values`` are theirs, None where one cannot be read."""
 
     sides: tuple[str, ...]
-    values: tuple[Fraction | None, ...]
+    values: tuple[Number | None, ...]
 
     @property
     def holds(self) -> bool | None:
@@ -42,7 +46,7 @@ class Equation:
         return len(set(self.values)) == 1
 
     @property
-    def result(self) -> Fraction | None:
+    def result(self) -> Number | None:
         """The value of the last side."""
         return self.values[-1]
 
@@ -55,12 +59,12 @@ _WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"),
     *("twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
-_NAMED = {word: Fraction(value) for value, word in enumerate(_WORDS)} | {
-    "half": Fraction(1, 2), "twice": Fraction(2), "double": Fraction(2), "triple": Fraction(3),
-    "third": Fraction(3), "quarter": Fraction(4), "dozen": Fraction(12), "thrice": Fraction(3),
-    "fourth": Fraction(4), "fifth": Fraction(5), "pair": Fraction(2),
+_NAMED: dict[str, Number] = {
+    **{word: value for value, word in enumerate(_WORDS)},
+    "half": Fraction(1, 2), "twice": 2, "double": 2, "triple": 3, "third": 3, "quarter": 4, "dozen": 12,
+    "thrice": 3, "fourth": 4, "fifth": 5, "pair": 2,
 }  # fmt: skip
-_CONSTANTS = frozenset(map(Fraction, (1, 2, 7, 10, 12, 24, 30, 52, 60, 100, 365, 1000)))
+_CONSTANTS = frozenset({1, 2, 7, 10, 12, 24, 30, 52, 60, 100, 365, 1000})
 """Numbers that need no source: days, hours, dozens, percents."""
 
 _SHIFTS = tuple(Fraction(10) ** power for power in (0, 1, 2, 3, -1, -2, -3))
@@ -81,10 +85,10 @@ def _equations(text: str) -> tuple[Equation, ...]:
     return tuple(found)
 
 
-def numbers(text: str) -> set[Fraction]:
+def numbers(text: str) -> set[Number]:
     """Every number in a text, as digits or as a small word."""
     plain = _plain(text)
-    found = {Fraction(token) for token in _NUMBER.findall(plain)}
+    found = set(_absolute(plain))
     return found | {_NAMED[word] for word in re.findall(r"[a-z]+", plain.lower()) if word in _NAMED}
 
 
@@ -150,15 +154,15 @@ def label_steps(problem: Problem, steps: Sequence[str]) -> list[bool] | None:
 
 
 @lru_cache(maxsize=256)
-def _given(prompt: str, worked: str) -> frozenset[Fraction]:
+def _given(prompt: str, worked: str) -> frozenset[Number]:
     """What any solution of a problem may start from; asked for every sample of it."""
     given = numbers(prompt) | numbers(worked) | _CONSTANTS
     values = set(given)
     for value in given:  # 30 % is 0.3 or 3 / 10, and leaves 70 %
-        share = value / 100
-        values |= {100 - value, 1 - value, Fraction(value.numerator), Fraction(value.denominator)}
-        values |= {Fraction(share.numerator), Fraction(share.denominator)}
-    return frozenset(values)
+        share = Fraction(value) / 100
+        values |= {100 - value, 1 - value, value.numerator, value.denominator}
+        values |= {share.numerator, share.denominator}
+    return frozenset(map(_simplest, values))
 
 
 class _Known:
@@ -183,8 +187,12 @@ class _Known:
 
 
 @lru_cache(maxsize=1 << 15)
-def _absolute(side: str) -> tuple[Fraction, ...]:
-    return tuple(Fraction(token) for token in _NUMBER.findall(side))
+def _absolute(side: str) -> tuple[Number, ...]:
+    return tuple(_simplest(Fraction(token)) for token in _NUMBER.findall(side))
+
+
+def _simplest(value: Number) -> Number:
+    return value.numerator if value.denominator == 1 else value
 
 
 def _plain(text: str) -> str:
@@ -202,8 +210,11 @@ def _side(text: str) -> str:
 
 
 @lru_cache(maxsize=1 << 15)
-def _value(side: str) -> Fraction | None:
+def _value(side: str) -> Number | None:
+    if _NUMBER.fullmatch(side):
+        return _simplest(Fraction(side))
     try:
-        return Expression(side).value().rational
+        value = Expression(side).value().rational
     except Unreadable:
         return None
+    return None if value is None else _simplest(value)

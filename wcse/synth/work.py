@@ -9,6 +9,7 @@ from importlib.metadata import version
 from wcse.data.fingerprint import fingerprint_problems
 from wcse.data.journal import Header, Journal
 from wcse.problems import load_problems
+from wcse.solve import arithmetic
 from wcse.synth.cost import check_order
 from wcse.synth.generate import LocalExecutor, model_fingerprints, sizes_of
 from wcse.synth.judges import Labels
@@ -82,6 +83,8 @@ def open_journal(recipe: SynthRecipe, problems: Sequence[Problem], directory: st
     """
     inputs = {"problems": fingerprint_problems(problems), **model_fingerprints(recipe)}
     versions = {name: version(name) for name in ("wcse", "torch", "transformers", "numpy")}
-    return Journal.open(
-        directory, Header(recipe.generation(), inputs, tuple(p.id for p in problems), versions)
-    )
+    generation = recipe.generation()
+    for name, spec in recipe.samplers.items():
+        kinds = arithmetic(recipe.unit_recipe(name, 0, spec.quantum))
+        generation |= {f"samplers.{name}.{field}": kind for field, kind in kinds.items()}
+    return Journal.open(directory, Header(generation, inputs, tuple(p.id for p in problems), versions))

@@ -61,12 +61,14 @@ class PaperConfig(Options):
     learning_rate: float = Field(3e-4, description="peak", gt=0)
     batch_size: int = Field(8, description="rows of a step", ge=1)
     checkpoints: int = Field(2, description="times that validation looks", ge=1)
-    seeds: int = Field(3, description="training runs of each cell", ge=1)
     samples: int = Field(4, description="samples per test problem for maj@k; 0 draws none", ge=0)
     step_by_step: bool = Field(True, description="also compare label-only with label and rationale")
 
     out: str = runtime_only(..., "directory of the experiment", min_length=1)
     threads: int | None = runtime_only(None, "CPU threads of a worker; none shares the cores out", ge=1)
+    seeds: int = runtime_only(
+        3, "training runs of each cell; the same directory takes more of them later", ge=1
+    )
     workers: int = runtime_only(1, "processes that sample and train at the same time", ge=1, le=256)
 
     @field_validator("budgets", "steps")
