@@ -257,7 +257,7 @@ def test_our_side_writes_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyP
     }  # fmt: skip
     assert all(not t["failed"] and t["seconds"] > 0 and t["peak_rss"] > 0 for t in turns.values())
     read = turns["score", 8]["extra"]
-    assert read["verifier_tokens"] >= 120 and read["verifier_seconds"] > 0
+    assert 15 <= read["verifier_tokens"] <= 160 and read["verifier_seconds"] > 0  # equal texts are read once
     assert whole["sides"]["tiny-wc wcse:float32"]["status"] == "ok" and whole["machine"]["cores"] >= 1
     assert "| a | 8 | wcse:float32 tree | 32 |" in (tmp_path / "mine.md").read_text()
     assert main([*options.split(), str(tmp_path)]) == 0

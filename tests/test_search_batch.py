@@ -16,13 +16,14 @@ ROWS = 16
 @pytest.mark.parametrize("strategy", ["beam_search"])
 def test_batch_is_full_until_the_last_tenth(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    step = Engine.step
+    begin = Engine.begin
 
-    def counted(self: Engine) -> None:
-        step(self)
+    def counted(self: Engine) -> bool:
+        begun = begin(self)
         rows.append(len(self.rows))
+        return begun
 
-    monkeypatch.setattr(Engine, "step", counted)
+    monkeypatch.setattr(Engine, "begin", counted)
     recipe = Recipe.parse(
         {
             "policy": "tiny-wc",
