@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from wcse import zoo
 from wcse.engine.driver import Driver, Job
 from wcse.engine.engine import Engine
 from wcse.engine.growth import Root
+from wcse.engine.lanes import Lane
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.models.load import load_model
 from wcse.problems import load_problems
@@ -247,6 +249,7 @@ class Rows:
 
     def __init__(self, hidden: torch.Tensor, row: dict[Node, int]) -> None:
         self.hidden, self.row = hidden, row
+        self.runner = SimpleNamespace(lane=Lane(hidden.device))
 
     def fill(self, root: Root, node: Node, done: Callable[[torch.Tensor], None]) -> None:
         done(self.hidden[self.row[node]].clone())

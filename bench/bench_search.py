@@ -38,19 +38,20 @@ def _recipe(strategy: str, problems: int) -> Recipe:
 def _run(recipe: Recipe, models: Models) -> Timed:
     """Seconds, and the rows of each step of the engine."""
     rows: list[int] = []
-    step = models.engine.step
+    begin = models.engine.begin
 
-    def counted() -> None:
-        step()
+    def counted() -> bool:
+        begun = begin()
         rows.append(len(models.engine.rows))
+        return begun
 
-    models.engine.step = counted  # type: ignore[method-assign]
+    models.engine.begin = counted  # type: ignore[method-assign]
     try:
         start = time.perf_counter()
         solve(recipe, load_problems(recipe.problems), lambda _: None, models=models)
         return time.perf_counter() - start, rows
     finally:
-        models.engine.step = step  # type: ignore[method-assign]
+        models.engine.begin = begin  # type: ignore[method-assign]
 
 
 def occupancy(rows: list[int]) -> float:
