@@ -4,7 +4,7 @@
 # make family  trains a sibling of ten times the size for it, grown from tiny-se; 40 minutes of two quiet cores
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
-# make storm  100,000 broken requests and 10,000 vanishing clients against the server; half an hour
+# make storm  100,000 broken requests and 10,000 vanishing clients against the server; ten minutes
 # make test-compat   runs lm-eval, inspect, TRL, its_hub, distilabel and Ray against us, in an environment of their own
 # make test-ray      data runs over a local Ray cluster with workers killed; fetches Ray (240 MB)
 # make test-gpu, bench-gpu   on a machine with a GPU: its tests, and kernels beside their peers; fetch nothing
