@@ -240,4 +240,4 @@ def choose_tile(
 
     costs = {tile_m: seconds(tile_m) for tile_m in TILE_M if tile_m in sizes}
     # Of nearly equal ones the widest: that it reads less is certain, the rest is a model.
-    return max(tile_m for tile_m, cost in costs.items() if cost <= 1.1 * min(costs.values()))
+    return max(tile_m for tile_m, cost in costs.items() if cost <= 1.06 * min(costs.values()))
