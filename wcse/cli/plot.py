@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wcse.cli.arguments import words
 from wcse.cli.command import Command, Options
 from wcse.types import WcseError
 
@@ -93,10 +94,6 @@ def _summary(folder: Path) -> Mapping[str, Any]:
     return summary.to_json()
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 COMMANDS = (
     Command(
         "plot",
@@ -108,7 +105,7 @@ COMMANDS = (
             (
                 "larger",
                 {
-                    "type": _names,
+                    "type": words,
                     "metavar": "RUN[,RUN2]",
                     "help": "runs of other models, drawn as horizontal lines",
                 },
