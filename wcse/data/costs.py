@@ -50,13 +50,16 @@ class TreeCosts:
         return self.reread / self.read_once if self.read_once else 1.0
 
 
-def readers(record: SolveRecord, read_once: int) -> int:
-    """How many models of the verifier read each token of ``read_once``; 0 for a head on the policy's own states."""
-    return (
-        max(1, round(record.ledger.prm_computed / read_once))
-        if record.ledger.prm_computed and read_once
-        else 0
-    )
+def readers(record: SolveRecord, reread: int) -> int:
+    """How many models of the verifier read each token; 0 for a head on the policy's own states.
+
+    For each step a model reads its prefix anew or finds it, so computed and reused tokens together are ``reread`` for
+    each model, however many texts were equal. The verifier's own template and cut of the text make some more of it.
+    """
+    ledger = record.ledger
+    if not ledger.prm_computed or not reread:
+        return 0
+    return max(1, round((ledger.prm_computed - ledger.prm_asked + ledger.prm_reused) / reread))
 
 
 def roles(record: SolveRecord) -> dict[Path, str]:
