@@ -44,16 +44,15 @@ def test_costs_by_hand() -> None:
 def test_readers_are_told_although_equal_texts_were_read_once() -> None:
     record = sample_runs.record(strategy="beam_search")
     reread = tree_costs(record).reread
+    read = reread + record.prompt_tokens
 
     def told(computed: int, reused: int, asked: int = 0) -> int:
         ledger = Ledger(prm_computed=computed, prm_reused=reused, prm_asked=asked)
         return readers(replace(record, ledger=ledger), reread)
 
-    assert told(reread // 8, reread - reread // 8) == 1
-    assert (
-        told(reread // 16, 2 * reread - reread // 16) == 2
-    )  # two models, and less computed than one reads once
-    assert told(reread + 500, 0, asked=500) == 1
+    assert told(read // 8, read - read // 8) == 1
+    assert told(read // 16, 2 * read - read // 16) == 2  # two models, and less computed than one reads once
+    assert told(read + 5000, 0, asked=5000) == 1
     assert told(0, 0) == 0
 
 
