@@ -24,8 +24,6 @@ def evaluate(options: Options) -> int:
     matches = [method for method in methods if base in (method.label, method.strategy)]
     if not matches:
         raise WcseError(f"baseline={base!r} is none of the methods: {', '.join(labels)}")
-    if len(matches) > 1:
-        raise WcseError(f"baseline={base!r} is several methods: give {' or '.join(m.label for m in matches)}")
     sizes = options.get("k")
     tables: dict[str, list[dict[str, Any]]] = {
         "methods": [numbers(method) for method in methods],
@@ -163,7 +161,10 @@ COMMANDS = (
             ),
             (
                 "baseline",
-                {"metavar": "METHOD", "help": "what the others are compared with (default: the first)"},
+                {
+                    "metavar": "METHOD",
+                    "help": "what the others are compared with: RUN: STRATEGY or a strategy (default: the first)",
+                },
             ),
             _CSV,
         ),

@@ -52,24 +52,15 @@ def dvts(root: Node, config: SearchConfig) -> Search:
     going = list(range(count))
     for round_ in range(1, config.num_iterations + 1):
         first = round_ == 1
+        to_end = round_ == config.num_iterations
         groups = yield Parallel(
-            tuple(
-                Expand(
-                    heads[tree],
-                    width,
-                    first=tree * width if first else 0,
-                    to_end=round_ == config.num_iterations,
-                )
-                for tree in going
-            )
+            tuple(Expand(heads[tree], width, tree * width if first else 0, to_end) for tree in going)
         )
         scored = [child for group in groups for child in group if child.finish is not Finish.ERROR]
         worth = yield from values(scored, config)
         for tree, children in zip(going, groups, strict=True):
             last[tree] = children
-            heads[tree] = min(
-                children, key=lambda child: rank_key(worth.get(child.path, math.nan), child.path)
-            )
+            heads[tree] = min(children, key=lambda node: rank_key(worth.get(node.path, math.nan), node.path))
         going = [tree for tree in going if heads[tree].live and not _boxed(heads[tree])]
         if not going:
             break
