@@ -329,6 +329,11 @@ def test_policy_file_refuses(policy_file: Path, change: dict[str, Any], n: int, 
         read_policy(str(policy_file), names=MODELS, inputs=PRINTS).choices(n, SearchConfig())
 
 
+def test_difficulty_is_measured_as_in_the_fit_whatever_ranks_steps(policy_file: Path) -> None:
+    file = read_policy(str(policy_file), names=MODELS, inputs=PRINTS)
+    assert file.choices(16, SearchConfig(agg_strategy="min")).agg_strategy == "prod"
+
+
 def test_the_file_keeps_the_n_that_was_fitted(tmp_path: Path) -> None:
     cell = replace(world().probed[0], strategy="beam_search", n=12)
     table = Table((), {16: Column(True, (cell,))})

@@ -121,7 +121,10 @@ class PolicyFile:
             agg = base.agg_strategy or feature["agg_strategy"]
             bins = tuple(_choice(text, replace(base, agg_strategy=agg)) for text in specs)
             samples = int(feature["samples"]) if probed else 0
-            return Choices(fitting[-1], feature["feature"], samples, agg, edges, bins)
+            # The edges part values of the file's own aggregation, whatever the searches rank by.
+            return Choices(
+                fitting[-1], feature["feature"], samples, str(feature["agg_strategy"]), edges, bins
+            )
         except WcseError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
