@@ -125,7 +125,8 @@ class EngineLoop:
     @property
     def busy(self) -> bool:
         scorer = self.driver.scorer
-        return self.backend.busy or (scorer is not None and scorer.waiting > 0)
+        # A search may end as it begins, before anything was written.
+        return self.backend.busy or self.driver.ended or (scorer is not None and scorer.waiting > 0)
 
     def _run(self) -> None:
         while True:
@@ -204,3 +205,5 @@ class EngineLoop:
             work.send(shown)
         self.backend.reader.reset()
         self.backend.engine.reset()
+        if self.driver.scorer is not None:
+            self.driver.scorer.reset()
