@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from wcse.serve.errors import ApiError
+from wcse.serve.errors import ApiError, json_reply
 from wcse.serve.fields import as_api_error
 from wcse.serve.guard import LOOPBACK, Guard
 from wcse.serve.openai_api import OpenAI
@@ -38,7 +38,7 @@ def create_app(service: Service) -> FastAPI:
         yield
         service.close()
 
-    app = FastAPI(title="wcse", docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(openapi_url=None, lifespan=lifespan, redirect_slashes=False)
     openai, tokens = OpenAI(service), Tokens(service)
     schemas = Schemas(service.config.limits, service.model.spec.vocab_size, service.config.max_logprobs)
     routes: list[tuple[str, str, Callable[[Request], Any]]] = [
@@ -68,7 +68,8 @@ def create_app(service: Service) -> FastAPI:
             openapi_extra=schemas.operation(path),
             summary=(endpoint.__doc__ or "").strip() or None,
         )
-    app.openapi_schema = get_openapi(title=app.title, version=app.version, routes=described.routes)
+    schema = get_openapi(title="wcse", version="1", routes=described.routes)
+    app.add_route("/openapi.json", lambda _: json_reply(schema), methods=["GET"])
     _add_error_handlers(app, service)
     app.add_middleware(Guard, keys=service.config.keys)
     return app
