@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,6 +29,26 @@ def test_requests_in_parallel_share_the_batch_and_nothing_else(live: Live) -> No
         together = list(pool.map(ask, range(64)))
     assert together == [alone[i % 8] for i in range(64)]
     assert live.settle()["pinned"] == 0
+
+
+def test_streams_share_what_the_front_can_send(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of many streams gets several tokens at once; what it gets adds up to the whole reply."""
+    body = {"prompt": "1 + 1", "seed": 4, "max_tokens": 60, "ignore_eos": True}
+    whole = live.post("/v1/completions", body)[1]["choices"][0]["text"]
+
+    def stream(_: int) -> tuple[str, int]:
+        status, text = live.post("/v1/completions", body | {"stream": True})
+        assert status == 200
+        parts = [json.loads(line[6:]) for line in text.split("\n\n") if line.startswith("data: {")]
+        return "".join(part["choices"][0]["text"] for part in parts), len(parts)
+
+    alone, parts = stream(0)  # it hears of each token, but for those that came while it was busy with one
+    assert alone == whole and parts > 8
+    monkeypatch.setattr("wcse.serve.loop.PART_SECONDS", 10.0)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(stream, range(8)))
+    assert {text for text, _ in found} == {whole}
+    assert sum(parts for _, parts in found) < 8 * 60 / 2
 
 
 def test_disconnects_give_every_page_back(live: Live) -> None:
