@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from doc_examples import run_examples
 from live_server import Live
 
 
-def test_the_example_of_the_documentation(live: Live, capsys: Any) -> None:
-    run_examples("serve.md", {"http://127.0.0.1:8000": live.url})
-    assert "sampled_tokens" in capsys.readouterr().out
+@pytest.mark.parametrize(("page", "shown"), [("serve", "sampled_tokens"), ("openai", "temperature=7")])
+def test_the_examples_of_the_documentation(live: Live, capsys: Any, page: str, shown: str) -> None:
+    run_examples(f"{page}.md", {"http://127.0.0.1:8000": live.url})
+    assert shown in capsys.readouterr().out
