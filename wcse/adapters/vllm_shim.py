@@ -114,9 +114,11 @@ def make_module() -> ModuleType:
     submodule.__dict__.update({k: v for k, v in vars(outputs).items() if k[0].isupper()})
     module.outputs = submodule  # type: ignore[attr-defined]
     sampling = ModuleType("vllm.sampling_params")
-    sampling.SamplingParams = SamplingParams  # type: ignore[attr-defined]
-    sampling.StructuredOutputsParams = structured_outputs  # type: ignore[attr-defined]
-    sampling.RequestOutputKind = Enum("RequestOutputKind", ["CUMULATIVE", "DELTA", "FINAL_ONLY"], start=0)  # type: ignore[attr-defined]
+    sampling.__dict__.update(
+        SamplingParams=SamplingParams,
+        StructuredOutputsParams=structured_outputs,
+        RequestOutputKind=Enum("RequestOutputKind", ["CUMULATIVE", "DELTA", "FINAL_ONLY"], start=0),
+    )
     module.sampling_params = sampling  # type: ignore[attr-defined]
     return module
 
