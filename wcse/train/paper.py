@@ -33,7 +33,7 @@ class PaperConfig(Options):
     validation: str = Field(
         "gsm_symbolic:size=150,seed=20000000", description="problems that choose rates and checkpoints"
     )
-    test: str = Field("gsm_symbolic:size=200,seed=40000000", description="problems of the final scores")
+    test: str = Field("gsm_symbolic:size=200,seed=70000000", description="problems of the final scores")
     match: str = Field("flops", description="what is equal between the samplers, as in wcse synth")
     wc_price: tuple[float, float] | None = Field(None, description="for the match 'money'")
     se_price: tuple[float, float] | None = Field(None, description="for the match 'money'")
