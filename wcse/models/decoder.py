@@ -22,7 +22,9 @@ from wcse.models.spec import LayerSpec, ModelSpec
 from wcse.models.weights import Weights
 from wcse.types import Quantization, WcseError
 
-LOGIT_ROWS = 128  # rows of logits held at once: with all of a batch a wide vocabulary takes hundreds of megabytes
+LOGIT_ROWS = (
+    128  # rows of logits held at once: with all of a batch a wide vocabulary takes hundreds of megabytes
+)
 
 
 @dataclass(frozen=True, slots=True)
