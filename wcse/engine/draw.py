@@ -45,11 +45,10 @@ class Draws:
         if len(rows) == len(self.keys):
             return self
         new = {row: i for i, row in enumerate(rows.tolist())}
-        return Draws(
-            *(take_rows(part, rows) for part in self.numbers),
-            guides={new[row]: guide for row, guide in self.guides.items() if row in new},
-            likeliest={new[row]: count for row, count in self.likeliest.items() if row in new},
-        )
+        temperature, top_k, top_p, min_p, keys, counters = (take_rows(part, rows) for part in self.numbers)
+        guides = {new[row]: guide for row, guide in self.guides.items() if row in new}
+        likeliest = {new[row]: count for row, count in self.likeliest.items() if row in new}
+        return Draws(temperature, top_k, top_p, min_p, keys, counters, guides, likeliest)
 
 
 def draw(
