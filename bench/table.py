@@ -67,13 +67,12 @@ LINES: list[tuple[str, str, str, Callable[[Sequence[Info]], str]]] = [
     ),
     *(
         (
-            rf"test_quantised_linear\[{model}.*-(gate_up|down)-{rows}-{threads}thread.*\]",
-            f"{form} linear, {name}'s MLP, {rows} rows, {threads} thread{'s'[: threads - 1]}",
+            rf"test_quantised_linear\[.*-(gate_up|down)-{rows}-{threads}thread.*\]",
+            f"{form} linear, MLPs of SmolLM2-135M and Qwen2.5-0.5B, {rows} rows, {threads} thread{'s'[: threads - 1]}",
             "our fp32 linear",
             times(f"{form}_times_fp32"),
         )
         for form in ("int8", "w8a8", "w4a8")
-        for model, name in (("smollm2", "SmolLM2-135M"), ("qwen2.5", "Qwen2.5-0.5B"))
         for threads in (1, 2)
         for rows in (1, 64, 256)
     ),
