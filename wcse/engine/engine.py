@@ -422,14 +422,15 @@ class Engine:
         """Pages behind the running rows of each problem: in the tree, and with one cache per sequence."""
         shared: dict[Root, int] = {}
         alone: dict[Root, int] = {}
-        seen: set[Span] = set()
-        self.schedule.table.sync_all()
-        for row in self.rows:
+        seen = {row.span for row in self.rows}
+        counts = self.schedule.table.numbers["count"].tolist()  # spans of rows lag behind
+        for row, count in zip(self.rows, counts, strict=True):
             root = row.root
-            alone[root] = alone.get(root, 0) + pages(row.span.depth)
-            span: Span | None = row.span
+            alone[root] = alone.get(root, 0) + pages(row.span.start + count)
+            shared[root] = shared.get(root, 0) + pages(count)
+            span = row.span.parent
             while span is not None and span not in seen:
                 seen.add(span)
-                shared[root] = shared.get(root, 0) + pages(len(span.tokens))
+                shared[root] += pages(len(span.tokens))
                 span = span.parent
         return {root: (shared[root], alone[root]) for root in alone}
