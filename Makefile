@@ -92,7 +92,7 @@ bench-gpu:
 SANITIZE := $(CXX) -std=c++17 -O1 -g -fno-sanitize-recover=all -Icsrc
 fuzz:
 	mkdir -p build
-	$(SANITIZE) -fsanitize=address,undefined csrc/tests/fuzz_main.cpp csrc/tests/kv_tree_fuzz.cpp csrc/kv_tree.cpp -o build/kv_tree_fuzz
+	$(SANITIZE) -fsanitize=address,undefined csrc/tests/fuzz_main.cpp csrc/tests/kv_tree_fuzz.cpp csrc/kv_tree.cpp csrc/kv_tree_check.cpp -o build/kv_tree_fuzz
 	build/kv_tree_fuzz 1 1000000
 	$(SANITIZE) -fsanitize=thread csrc/tests/thread_pool_stress.cpp csrc/thread_pool.cpp -pthread -o build/thread_pool_stress
 	build/thread_pool_stress 20000
