@@ -117,7 +117,7 @@ class DeviceLoop:
         self.tile_rows = tile_rows
         self.captures = 0
         self._memories: dict[tuple[Any, ...], _Memory] = {}
-        self._tables = 0  # rows of the rope tables that the graphs hold
+        self._tables = (0, 0)  # rows of the rope tables and address of the machines that the graphs hold
         self._pool_handle: Any = None
 
     def run(
@@ -154,13 +154,14 @@ class DeviceLoop:
         placed.ahead, placed.tile_rows = ahead, self.tile_rows
         if placed.last_page >= self.pool.num_pages:
             raise RuntimeError(f"the plan reads page {placed.last_page} of {self.pool.num_pages}")
-        if self._tables != self.decoder.rope_rows:  # the graphs hold the addresses of tables that are gone
+        tables = self.decoder.rope_rows, table.data_ptr()
+        if self._tables != tables:  # the graphs hold the addresses of tables that are gone
             self._memories.clear()
-            self._tables = self.decoder.rope_rows
+            self._tables = tables
         fresh = bucketed_lists(self.decoder, placed)
         lists = {window: there for window, (there, _) in fresh.items()}
         size = bucket(plan.n_rows)
-        key = (*lists_key(size, lists), table.data_ptr())
+        key = lists_key(size, lists)
         host = self._pack(rows, positions, [work.tails for _, work in fresh.values()], size, count)
         if key not in self._memories:
             self._memories[key] = self._allocate(host, lists, table, size)
