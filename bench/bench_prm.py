@@ -124,6 +124,7 @@ def full_text(model: Any, rounds: Sequence[Sequence[list[int]]]) -> list[list[fl
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", SHAPES)
 def test_incremental_beside_full_rescoring(benchmark: Any, shape: str, tmp_path: Path) -> None:
     """The sides take turns, each turn on a search of its own; the ratio is that of the times of one turn."""
@@ -185,6 +186,7 @@ class Late(Driver):
         super()._expand(run, replace(request, best=None), *rest)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["beam_search", "dvts"])
 def test_a_search_beside_full_rescoring(benchmark: Any, strategy: str) -> None:
     """Real texts: 64 beams of the embedded models on six problems at once; tokens, and pages at the highest point."""

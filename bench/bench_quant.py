@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +39,7 @@ SHAPES = {
 QUANTIZED: tuple[ops.Format, ...] = ("int8", "int4", "w8a8", "w4a8")
 BYTES = {"int8": 1.0625, "int4": 0.625, "w8a8": 1.0625, "w4a8": 0.625}  # a weight
 ROWS = (1, 4, 16, 64, 256)
+SHORT = ("gate_up", "down"), (1, 64, 256)  # what is timed unless all is asked for
 CACHE = 64 << 20  # bytes of copies to rotate through
 
 
@@ -66,9 +67,14 @@ def rotating_int_mm(weight: torch.Tensor, x: torch.Tensor) -> Callable[[], torch
     return lambda: torch._int_mm(inputs, next(turn))
 
 
+def in_short(asked: Sequence[Any], short: Callable[[Any], bool]) -> list[Any]:
+    """Parameters, of which the others are marked as long."""
+    return [one if short(one) else pytest.param(one, marks=pytest.mark.long) for one in asked]
+
+
 @pytest.mark.parametrize("threads", [1, 2], ids=["1thread", "2threads"])
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rows", in_short(ROWS, lambda rows: rows in SHORT[1]))
+@pytest.mark.parametrize("shape", in_short(list(SHAPES), lambda shape: shape.endswith(SHORT[0])))
 def test_quantised_linear(benchmark: Any, shape: str, rows: int, threads: int) -> None:
     n, k = SHAPES[shape]
     if benchmark.disabled and (n * rows > 100_000 or threads > 1):

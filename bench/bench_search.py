@@ -17,6 +17,8 @@ from wcse.problems import load_problems
 from wcse.recipe import Recipe
 from wcse.solve import Models, solve
 
+pytestmark = pytest.mark.long
+
 ROWS = 256
 Timed = tuple[float, list[int]]
 

@@ -26,6 +26,8 @@ import pytest
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
 
+pytestmark = pytest.mark.long
+
 CLIENTS = Path(__file__).with_name("http_load.py")
 GREETING = {"prompt": "Calculate 17 + 25.", "max_tokens": 1, "stream": True}
 

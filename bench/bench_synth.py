@@ -27,6 +27,8 @@ from wcse.synth.recipe import EXPORTS, SynthRecipe
 from wcse.synth.record import Unit
 from wcse.synth.run import synthesize
 
+pytestmark = pytest.mark.long
+
 PROBLEMS, SAMPLES = 100, 256
 
 

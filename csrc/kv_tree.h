@@ -149,6 +149,8 @@ private:
     void cache_remove(int32_t id);
     int32_t free_node(int32_t id);
     int64_t evict_oldest();
+    void extend_each(const int32_t* nodes, size_t rows, const int32_t* tokens, size_t step, size_t n, int32_t* slots,
+                     const char* operation);
     void reserve(int32_t id, size_t n);
     void append(int32_t id, const int32_t* tokens, size_t n, int32_t* slots);
     void index_insert(int32_t id, uint64_t key);

@@ -12,8 +12,8 @@ from wcse.types import WcseError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DenseLinear:
-    """A weight [N, K] in the dtype and on the device in which it is used."""
+class _Matrix:
+    """A weight [N, K] that is one tensor."""
 
     tensor: Tensor
 
@@ -25,6 +25,11 @@ class DenseLinear:
     def k(self) -> int:
         return self.tensor.shape[1]
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseLinear(_Matrix):
+    """A weight [N, K] in the dtype and on the device in which it is used."""
+
     def weight(self) -> Tensor:
         """The weight [N, K], not a copy."""
         return self.tensor
@@ -32,18 +37,17 @@ class DenseLinear:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return self.tensor.numel() * self.tensor.element_size()
+        return self.tensor.nbytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fp8Linear:
+class Fp8Linear(_Matrix):
     """A weight [N, K] in e4m3 with a factor for each of its rows; activations get one for each of theirs on the fly.
 
     The product is torch's scaled GEMM; devices before compute capability 8.9 have none.
     """
 
-    tensor: Tensor  # e4m3 [N, K]
-    scale: Tensor  # float32 [1, N]
+    scale: Tensor  # float32 [1, N]; ``tensor`` is e4m3
 
     @staticmethod
     def of(weight: Tensor) -> Fp8Linear:
@@ -58,14 +62,6 @@ class Fp8Linear:
             )
         values, factor = quantize_rows(weight)
         return Fp8Linear(values, factor[None].contiguous())
-
-    @property
-    def n(self) -> int:
-        return self.tensor.shape[0]
-
-    @property
-    def k(self) -> int:
-        return self.tensor.shape[1]
 
     def weight(self) -> Tensor:
         """The weight [N, K] that the numbers stand for, float32."""
@@ -86,4 +82,4 @@ class Fp8Linear:
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return self.tensor.numel() + 4 * self.scale.numel()
+        return self.tensor.nbytes + self.scale.nbytes

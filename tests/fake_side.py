@@ -15,7 +15,8 @@ for line in sys.stdin:
         if precision == "unloadable":
             reply = {"ok": False, "error": "no such weights"}
         else:
-            modes = {name: ["plain"] for name in ("sample", "search", "score")}
+            ways = ["plain", "second"] if precision == "double" else ["plain"]
+            modes = {name: ways for name in ("sample", "search", "score")}
             reply = {
                 "ok": True,
                 "seconds": 0.5,

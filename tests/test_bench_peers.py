@@ -46,7 +46,7 @@ def play(folder: Path, *precisions: str, **options: Any) -> tuple[list[Turn], li
     turns: list[Turn] = []
     prompts = Prompts(lambda text: list(text.encode()), 12)
     seats = [Seat(FakeEntry(precision), Model("m", {}, prompts)) for precision in precisions]
-    task = {"cells": cells("ab", 1, 4), "rounds": 2, "limit": 60.0, "together": True}
+    task = {"cells": cells("ab", 1, 4), "rounds": 2, "limit": 60.0, "together": True, "modes": ()}
     named = {name: options.pop(name) for name in set(task) & set(options)}
     Campaign([Task(seats, **task | named)], SHAPE, 1, folder, turns.append, **options).run()
     return turns, seats
@@ -136,6 +136,22 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     task = Task([seat], cells("ab", 1, 4), 2, 60.0, True)
     Campaign([task], SHAPE, 1, tmp_path, none.append, done=whole).run()
     assert none == [] and seat.load_seconds == []
+
+
+def test_no_turn_begins_after_the_time_of_a_run(tmp_path: Path) -> None:
+    turns, (seat,) = play(tmp_path, "fast", until=0.0)
+    assert turns == [] and seat.load_seconds == []
+
+
+def test_ways_that_a_plan_asks_for(tmp_path: Path) -> None:
+    some, _ = play(tmp_path, "double", modes=["second", "unknown"])
+    assert {turn.mode for turn in some} == {"second"}
+    all_, _ = play(tmp_path, "double", "fast", modes=["unknown"])
+    assert {(turn.side, turn.mode) for turn in all_} == {
+        ("fake:double", "plain"),
+        ("fake:double", "second"),
+        ("fake:fast", "plain"),
+    }
 
 
 def test_a_side_stays_for_the_next_task_and_is_loaded_anew_for_more(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from wcse.engine.engine import Engine
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.runner import KVMemoryError
+from wcse.models import decoder
 from wcse.models.load import LoadedModel, load_model
 from wcse.search import STRATEGIES, SearchConfig
 from wcse.types import Expand, Finish, Node, Search, WcseError
@@ -115,6 +116,27 @@ def calls_of_a_step(model: LoadedModel, rows: int) -> int:
 
 def test_python_does_nothing_for_each_row(model: LoadedModel) -> None:
     assert calls_of_a_step(model, 40) == calls_of_a_step(model, 3)
+
+
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.9}, {"repetition_penalty": 1.3}])
+def test_logits_in_parts_change_nothing(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, params: dict[str, float]
+) -> None:
+    expected = trees(run(model, **params))
+    monkeypatch.setattr(decoder, "LOGIT_ROWS", 4)
+    assert trees(run(model, **params)) == expected
+
+
+def test_likely_tokens_of_logits_in_parts(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def written() -> list[object]:
+        plain = SamplingParams(n=3, max_tokens=6, ignore_eos=True, seed=1, logprobs=2)
+        ruled = SamplingParams(n=4, max_tokens=6, ignore_eos=True, seed=1, logit_bias={17: 3.0})
+        outputs = LLM(model).generate(PROMPTS, [plain, ruled, plain], use_tqdm=False)
+        return [(part.token_ids, part.logprobs) for output in outputs for part in output.outputs]
+
+    expected = written()
+    monkeypatch.setattr(decoder, "LOGIT_ROWS", 2)
+    assert written() == expected
 
 
 @pytest.mark.parametrize("max_rows", [1, 5])

@@ -13,6 +13,7 @@ from wcse import Recipe, solve_all
 from wcse.engine.driver import Driver, Job
 from wcse.engine.engine import Engine
 from wcse.engine.params import SamplingParams, StepRule
+from wcse.models import decoder
 from wcse.models.load import LoadedModel, load_model
 from wcse.reward.uncertainty import MEASURES, PolicyScorer
 from wcse.search import STRATEGIES, SearchConfig
@@ -26,7 +27,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_scores_equal_a_full_forward(policy: LoadedModel, measure: str) -> None:
+def test_scores_equal_a_full_forward(
+    policy: LoadedModel, monkeypatch: pytest.MonkeyPatch, measure: str
+) -> None:
+    monkeypatch.setattr(decoder, "LOGIT_ROWS", 3)  # of 4 rows, so that logits come in two parts
     engine = Engine(policy, max_rows=8)
     driver = Driver(
         engine,

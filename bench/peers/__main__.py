@@ -7,9 +7,11 @@ table after every turn. A run that was cut off goes on where it was when the sam
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"bench.peers: model {name!r} is not given and left out; add --model {name}=PATH", file=sys.stderr
         )
     campaign = Campaign(
-        tasks, shape, options.threads, CACHE / "logs", record.hear, done=list(record.turns), on_round=record.measure
+        tasks, shape, options.threads, CACHE / "logs", record.hear, done=list(record.turns), on_round=record.measure,
+        until=time.monotonic() + 60 * options.minutes,
     )  # fmt: skip
     campaign.run()
     print(record.save())
@@ -75,6 +78,10 @@ def _options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that one item may take")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf,
+        help="begin nothing after so long; the same command goes on from there",
+    )  # fmt: skip
     parser.add_argument(
         "--model", action="append", default=[], metavar="[NAME=]PATH",
         help="a .gguf file or a Hugging Face folder; a plan calls it NAME; SmolLM2-135M is smollm2",
@@ -165,7 +172,7 @@ def _tasks(blocks: Sequence[Block], models: dict[str, Model], record: Record, to
                 seats[block.model, entry.label] = seat
         mine = [seats[block.model, entry_named(side).label] for side in block.sides]
         stay = together == "yes" or (together == "auto" and _fits(block, models[block.model]))
-        tasks.append(Task(mine, block.cells, block.rounds, block.limit, stay))
+        tasks.append(Task(mine, block.cells, block.rounds, block.limit, stay, block.modes))
     record.seats = list(seats.values())
     record.plan = [asdict(block) for block in blocks]
     return tasks

@@ -6,6 +6,7 @@ not done again. It knows nothing of engines and nothing of ratios.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,6 +109,7 @@ class Task:
         limit: seconds for one item; a side that takes longer is cut off, and not asked for the same again.
         together: all sides stay loaded and take turns item by item; else one is loaded at a time and does a round's
             items, for models that do not fit in memory side by side.
+        modes: the ways that count, of a side that has several; none: all.
     """
 
     seats: Sequence[Seat]
@@ -115,6 +117,12 @@ class Task:
     rounds: int
     limit: float
     together: bool
+    modes: Sequence[str] = ()
+
+    def modes_of(self, seat: Seat, workload: str) -> list[str]:
+        """The ways in which a seat does a workload here: those asked for, or all where it has none of them."""
+        there = seat.modes(workload)
+        return [mode for mode in there if mode in self.modes] or there
 
 
 @dataclass
@@ -129,6 +137,7 @@ class Campaign:
         hear: is told of every turn as it ends.
         done: turns of an earlier run, which are not done again.
         on_round: is called before each round in which something is left to do.
+        until: no turn begins after this time (of time.monotonic); another run goes on from there.
     """
 
     tasks: Sequence[Task]
@@ -138,6 +147,7 @@ class Campaign:
     hear: Callable[[Turn], None]
     done: Iterable[Turn] = ()
     on_round: Callable[[], None] = lambda: None
+    until: float = math.inf
 
     def run(self) -> None:
         """Install, load, take turns, close."""
@@ -176,7 +186,7 @@ class Campaign:
                 self._open(seat, task)
         for cell in task.cells:
             for seat in group:
-                for mode in seat.modes(cell.workload):
+                for mode in task.modes_of(seat, cell.workload):
                     if self._is_pending(seat, cell, mode, round_):
                         turn = self._turn(seat, task, cell, mode, round_)
                         self._recorded.add(turn.key)
@@ -187,15 +197,19 @@ class Campaign:
 
     def _pending(self, seat: Seat, task: Task, round_: int) -> bool:
         """Whether a seat has anything left to do in a round, as far as is known before it was loaded."""
-        if seat.status != "ok" or not seat.facts:
-            return seat.status == "ok"
+        if seat.status != "ok" or time.monotonic() > self.until:
+            return False
+        if not seat.facts:
+            return True
         return any(
             self._is_pending(seat, cell, mode, round_)
             for cell in task.cells
-            for mode in seat.modes(cell.workload)
+            for mode in task.modes_of(seat, cell.workload)
         )
 
     def _is_pending(self, seat: Seat, cell: Cell, mode: str, round_: int) -> bool:
+        if time.monotonic() > self.until:
+            return False
         key = (seat.model.name, round_, cell.workload, cell.n, seat.entry.label, mode)
         return key not in self._recorded and (cell.workload, cell.n, mode) not in seat.cut
 
@@ -231,7 +245,7 @@ class Campaign:
         seat.load_seconds.append(facts.pop("seconds"))
         seat.facts, seat.loaded = facts, workloads
         for workload in sorted(workloads):
-            for mode in seat.modes(workload):
+            for mode in task.modes_of(seat, workload):
                 self._warm(seat, task, workload, mode)
 
     def _warm(self, seat: Seat, task: Task, workload: str, mode: str) -> None:

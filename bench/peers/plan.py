@@ -26,6 +26,7 @@ class Block:
         n: completions or beams.
         rounds: how often.
         limit: seconds that one item may take.
+        modes: ways in which sides do the work, for those that have several; none: all of them.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Block:
     n: tuple[int, ...]
     rounds: int = 3
     limit: float = 120.0
+    modes: tuple[str, ...] = ()
 
     @property
     def cells(self) -> list[Cell]:
@@ -57,7 +59,8 @@ def block_of(given: Mapping[str, Any]) -> Block:
         raise ValueError(f"block: unknown {', '.join(unknown)}; known are {', '.join(sorted(names))}")
     if missing := sorted({"model", "sides", "workloads", "n"} - set(given)):
         raise ValueError(f"block: {', '.join(missing)} missing")
-    block = Block(**{**given, "sides": tuple(given["sides"]), "n": tuple(given["n"])})
+    listed = {name: tuple(given[name]) for name in ("sides", "n", "modes") if name in given}
+    block = Block(**{**given, **listed})
     if not block.workloads or not set(block.workloads) <= set(WORKLOADS):
         raise ValueError(f"workloads={block.workloads!r}: give letters of {''.join(WORKLOADS)}")
     if not block.n or min(block.n) < 1:

@@ -5,7 +5,7 @@ Log-probabilities are always of the raw logits. Knows rows of numbers, nothing o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,16 @@ class Draws:
         """What ``ops.sample`` takes after the logits and their rows."""
         return (self.temperature, self.top_k, self.top_p, self.min_p, self.keys, self.counters)
 
+    def take(self, rows: np.ndarray) -> Draws:
+        """Those of some rows, int64 [D'], in rising order."""
+        if len(rows) == len(self.keys):
+            return self
+        new = {row: i for i, row in enumerate(rows.tolist())}
+        temperature, top_k, top_p, min_p, keys, counters = (take_rows(part, rows) for part in self.numbers)
+        guides = {new[row]: guide for row, guide in self.guides.items() if row in new}
+        likeliest = {new[row]: count for row, count in self.likeliest.items() if row in new}
+        return Draws(temperature, top_k, top_p, min_p, keys, counters, guides, likeliest)
+
 
 def draw(
     logits: Tensor, index: np.ndarray, draws: Draws, *, backend: ops.Backend = "auto"
@@ -73,6 +83,22 @@ def draw(
     true = ops.token_logprobs(raw, torch.from_numpy(np.maximum(found, 0))).numpy()
     logprobs[ruled] = np.where(found < 0, np.nan, true)
     return tokens, logprobs, _tops(logits, index, tokens, draws)
+
+
+def draw_parts(
+    parts: Iterable[Tensor], index: np.ndarray, draws: Draws, *, backend: ops.Backend = "auto"
+) -> tuple[np.ndarray, np.ndarray, dict[int, Top]]:
+    """``draw`` from logits that come some rows at a time, each part gone when the next one is there."""
+    tokens, logprobs = np.empty(len(index), np.int32), np.empty(len(index), np.float32)
+    tops: dict[int, Top] = {}
+    begin = 0
+    for logits in parts:
+        mine = np.flatnonzero((index >= begin) & (index < begin + len(logits)))
+        found = draw(logits, index[mine] - np.int32(begin), draws.take(mine), backend=backend)
+        tokens[mine], logprobs[mine] = found[:2]
+        tops.update((int(mine[row]), top) for row, top in found[2].items())
+        begin += len(logits)
+    return tokens, logprobs, tops
 
 
 def _sample(

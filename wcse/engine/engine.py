@@ -7,7 +7,7 @@ and calls back when a node has ended. It knows nothing of strategies, verifiers,
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from weakref import WeakKeyDictionary, finalize, ref
 
@@ -16,7 +16,7 @@ import torch
 
 from wcse import _core
 from wcse.engine.device_loop import Round, Started
-from wcse.engine.draw import Top, draw
+from wcse.engine.draw import Top, draw_parts
 from wcse.engine.endings import cut, finish_of, to_look_at
 from wcse.engine.growth import Growth, Root, Row
 from wcse.engine.memory import Memory
@@ -72,7 +72,7 @@ class Engine:
         self._spans: WeakKeyDictionary[Node, Span] = WeakKeyDictionary()
         self._dead: deque[Span] = deque()
         self._unused: deque[int] = deque()  # patterns of roots that nobody holds
-        self._scores: torch.Tensor | None = None
+        self._scores = model.decoder.score_memory()
         if round_tokens is None:
             round_tokens = ROUND_TOKENS if model.decoder.device.type == "cuda" else 1
         self.rounds = Rounds(self, tokens=round_tokens) if round_tokens > 1 else None
@@ -258,23 +258,27 @@ class Engine:
         if not table.rows:
             return
         index = np.concatenate([np.arange(before, dtype=np.int32), np.array(born, np.int32)])
-        logits = self._logits(join_rows(stack) if births else states)
+        values: list[float] = []
+        parts = self._logits(join_rows(stack) if births else states, values)
+        tokens, logprobs, tops = draw_parts(parts, index, table.draws(), backend=self.model.decoder.backend)
         if self.measure is not None:
-            values = self.measure(logits).tolist()
             for row, i in zip(table.rows, index.tolist(), strict=True):
                 row.measures.append(values[i])
-        tokens, logprobs, tops = draw(logits, index, table.draws(), backend=self.model.decoder.backend)
         table.append(tokens, logprobs)
         flags = self.matcher.advance(table.numbers["slot"].copy(), np.maximum(tokens, 0))
         self._look(flags, tops)
 
-    def _logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Scores of every token, in memory that the next step uses again."""
-        decoder = self.model.decoder
-        if self._scores is None or len(self._scores) < len(states):
-            self._scores = None  # not two at a time
-            self._scores = decoder.score_memory(-(-len(states) // 64) * 64)
-        return decoder.logits(states, self._scores)
+    def _logits(self, states: torch.Tensor, values: list[float]) -> Iterator[torch.Tensor]:
+        """Scores of every token: some rows at a time, where they lie in memory that the next ones use again.
+
+        ``values`` gets the measure of each row.
+        """
+        size = len(states) if self._scores is None else len(self._scores)
+        for part in states.split(size):
+            logits = self.model.decoder.logits(part, self._scores)
+            if self.measure is not None:
+                values += self.measure(logits).tolist()
+            yield logits
 
     # -- settle ------------------------------------------------------------------------------------------
 
@@ -402,7 +406,7 @@ class Engine:
         self.runner.reset()
         self.runner.use(decoder)
         self.model = replace(self.model, decoder=decoder)
-        self._scores = None
+        self._scores = decoder.score_memory()
         if self.rounds is not None:
             self.rounds = Rounds(self, tokens=self.rounds.tokens)
 
@@ -418,14 +422,15 @@ class Engine:
         """Pages behind the running rows of each problem: in the tree, and with one cache per sequence."""
         shared: dict[Root, int] = {}
         alone: dict[Root, int] = {}
-        seen: set[Span] = set()
-        self.schedule.table.sync_all()
-        for row in self.rows:
+        seen = {row.span for row in self.rows}
+        counts = self.schedule.table.numbers["count"].tolist()  # spans of rows lag behind
+        for row, count in zip(self.rows, counts, strict=True):
             root = row.root
-            alone[root] = alone.get(root, 0) + pages(row.span.depth)
-            span: Span | None = row.span
+            alone[root] = alone.get(root, 0) + pages(row.span.start + count)
+            shared[root] = shared.get(root, 0) + pages(count)
+            span = row.span.parent
             while span is not None and span not in seen:
                 seen.add(span)
-                shared[root] = shared.get(root, 0) + pages(len(span.tokens))
+                shared[root] += pages(len(span.tokens))
                 span = span.parent
         return {root: (shared[root], alone[root]) for root in alone}

@@ -22,7 +22,9 @@ from wcse.models.spec import LayerSpec, ModelSpec
 from wcse.models.weights import Weights
 from wcse.types import Quantization, WcseError
 
-LOGIT_ROWS = 128  # rows of logits held at once where only one number of each is wanted
+LOGIT_ROWS = (
+    128  # rows of logits held at once: with all of a batch a wide vocabulary takes hundreds of megabytes
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,19 +262,19 @@ class Decoder:
         if ids.min() < 0 or ids.max() >= self.spec.vocab_size:  # numpy would count from the end
             raise IndexError(f"token id {ids.min()} or {ids.max()} is outside 0..{self.spec.vocab_size - 1}")
 
-    def score_memory(self, rows: int) -> Tensor | None:
-        """Memory for the scores of so many rows, for ``logits`` to use again and again; None: it takes none."""
+    def score_memory(self) -> Tensor | None:
+        """Memory for the scores of LOGIT_ROWS rows, for ``logits`` to use again and again; None: it takes none."""
         if self.dense or self.backend not in ("auto", "cpp"):
             return None
-        return torch.empty(rows, self.spec.vocab_size)
+        return torch.empty(LOGIT_ROWS, self.spec.vocab_size)
 
     def logits(self, hidden: Tensor, memory: Tensor | None = None) -> Tensor:
         """Scores of every token, in ``dtype`` [R, vocabulary], from hidden states [R, dim] of ``forward``.
 
         Args:
             hidden: the states.
-            memory: from ``score_memory``, of at least R rows: the scores lie there. R x vocabulary floats can be
-                hundreds of megabytes, and mapping those anew at every step costs as much as a tenth of their product.
+            memory: from ``score_memory``, for at most LOGIT_ROWS rows: the scores lie there. Mapping new memory at
+                every step costs as much as a tenth of their product.
         """
         if self._head is None:
             raise RuntimeError("this decoder was built without its output matrix (lm_head=False)")
@@ -283,7 +285,7 @@ class Decoder:
 
     def logprobs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """log p of the token that follows each row, float32 [R], from hidden states [R, dim] and int32 ids [R]."""
-        memory = self.score_memory(min(LOGIT_ROWS, len(hidden)))
+        memory = self.score_memory()
         parts = zip(hidden.split(LOGIT_ROWS), tokens.split(LOGIT_ROWS), strict=True)
         found = [
             ops.token_logprobs(self.logits(rows, memory), ids, backend=self.backend) for rows, ids in parts
