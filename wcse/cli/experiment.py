@@ -78,8 +78,8 @@ def _text(results: Mapping[str, Any]) -> str:
             )
             for row in results["step_by_step"]
         ]
-        head = ("data", "label only", "label and rationale", "difference (95 %)", "rates")
-        parts.append(table(head, lines))
+        shares = ("data", "label only", "label and rationale", "difference (95 %)", "rates")
+        parts.append(table(shares, lines))
     return "\n".join(parts)
 
 

@@ -216,7 +216,9 @@ class _Clock:
         started, cpu = self._start
         cells = self._cells() - self._before
         if cells or not rows:
-            row = {"started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")}
+            row: dict[str, Any] = {
+                "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds")
+            }
             row |= {"wall_seconds": time.time() - started, "cpu_seconds": _cpu_seconds() - cpu}
             rows.append(row | {"workers": self._workers, "cells": cells})
             with atomic_file(path) as file:
