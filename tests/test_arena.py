@@ -123,7 +123,7 @@ def test_the_border_moves_both_ways_and_keeps_what_is_stored(model: LoadedModel,
     memory = Memory(32 * KVPool.page_bytes(model.spec))
     runners = [Runner(model.decoder, memory=memory), Runner(halves, memory=memory)]
     assert memory.arena.block == runners[0].page_bytes == 2 * runners[1].page_bytes
-    texts = [[3 + (7 * i + j) % 90 for j in range(16)] for i in range(60)]
+    texts = [[3 + (7 * i + j) % 90 for j in range(16)] for i in range(120)]
     tail = [5, 6, 7]
     for giver, taker in (runners, runners[::-1]):
         free = giver.begin() and giver.room
