@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import tiny_models
 import torch
 
+from wcse.engine.engine import Engine
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
 from wcse.engine.rounds import Rounds
@@ -98,6 +100,19 @@ class Neighbour(Runner):
         self.memory.check()
 
 
+def pressed(engine: Engine, other: Neighbour) -> Callable[[], bool]:
+    """The beginning of a step, after the neighbour took its part; once a page of the engine's rows is moved as well."""
+    begin, runner = engine.begin, engine.runner
+
+    def step() -> bool:
+        other.press()
+        if engine.rounds and engine.rounds.foreseen == 1 and not runner.moves:
+            runner.relocate(runner.tree.pages(engine.rows[0].span.kv)[:1], runner.tree.spare()[:1])
+        return begin()
+
+    return step
+
+
 def test_an_engine_in_rounds_writes_the_same(tmp_path: Path) -> None:
     """Greedy and drawn, with stop strings and ids, across a page; gemma2 has two windows, hence two work lists.
 
@@ -123,21 +138,13 @@ def test_an_engine_in_rounds_writes_the_same(tmp_path: Path) -> None:
             engine = llm.engine
             engine.rounds = Rounds(engine, tokens=3)
             other = Neighbour(narrow, memory=engine.runner.memory)
-            begin, runner = engine.begin, engine.runner
-
-            def pressed() -> bool:
-                other.press()
-                if engine.rounds.foreseen == 1 and not runner.moves:
-                    runner.relocate(runner.tree.pages(engine.rows[0].span.kv)[:1], runner.tree.spare()[:1])
-                return begin()
-
-            engine.begin = pressed  # type: ignore[method-assign]
+            engine.begin = pressed(engine, other)  # type: ignore[method-assign]
         outputs = llm.generate(prompts, params, use_tqdm=False)
         found.append([c for r in outputs for c in r.outputs])
         llm.engine.runner.tree.check()
         if loaded is not model:
             assert engine.rounds.done > engine.rounds.foreseen >= 1
-            assert runner.moves == 1
+            assert engine.runner.moves == 1
         computed.append(llm.engine.runner.computed)
     assert computed[0] == computed[1]
     for want, got in zip(*found, strict=True):
