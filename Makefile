@@ -5,7 +5,7 @@
 # make bench  sets up .venv and times kernels, sampler and generation beside their peers
 # make bench-peers  hours: sampling and tree search beside llama.cpp, vLLM and transformers
 # make storm  100,000 broken requests and 10,000 vanishing clients against the server; ten minutes
-# make test-compat   runs lm-eval, inspect, TRL, its_hub, distilabel and Ray against us, in an environment of their own
+# make test-compat   runs lm-eval, inspect, TRL, its_hub, distilabel, DSPy and Ray against us, in an environment of their own
 # make test-ray      data runs over a local Ray cluster with workers killed; fetches Ray (240 MB)
 # make test-gpu, bench-gpu   on a machine with a GPU: its tests, and kernels beside their peers; fetch nothing
 # make fuzz   the KV tree and the thread pool under sanitizers
@@ -44,11 +44,13 @@ test: setup lint
 
 # The tools bring hundreds of packages, so they get an environment of their own; nothing is fetched from a hub.
 COMPAT := .venv-compat
+COMPAT_PIP := $(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt
 test-compat:
 	test -x $(COMPAT)/bin/python || $(PYTHON) -m venv $(COMPAT)
-	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt torch scikit-build-core pybind11 cmake ninja
-	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt --no-build-isolation -e '.[all]' pytest openai
-	$(COMPAT)/bin/python -m pip install --quiet -c constraints/cpu.txt -r constraints/compat.txt
+	@$(COMPAT_PIP) torch scikit-build-core pybind11 cmake ninja && \
+	  $(COMPAT_PIP) --no-build-isolation -e '.[all]' pytest openai && \
+	  $(COMPAT_PIP) -r constraints/compat.txt || \
+	  { echo "test-compat: the packages above could not be installed; is the package index reachable?" >&2; exit 1; }
 	HF_HUB_OFFLINE=1 $(COMPAT)/bin/python -m pytest tests/compat
 
 test-ray: setup

@@ -119,6 +119,9 @@ def test_throughput_at_64_clients(benchmark: Any, name: str) -> None:
     )
     llm = LLM(policy, kv_memory=0.5, max_num_seqs=64)
     shares: dict[str, list[float]] = {"wall": [], "processor": [], "wall, streams": []}
+    spent: dict[str, list[float]] = {
+        side: [] for side in ("offline", "server", "clients", "server, streams", "clients, streams")
+    }
     rates = []
     with server("--kv-memory=0.5", "--max-num-seqs=64", policy=policy) as live:
         live.first_token()
@@ -130,6 +133,9 @@ def test_throughput_at_64_clients(benchmark: Any, name: str) -> None:
             served = storm(live.port, clients, bodies)
             used = live.cpu() - before
             again = storm(live.port, clients, streamed(bodies))
+            streams = live.cpu() - before - used
+            for side, value in zip(spent, (cpu, used, served["cpu"], streams, again["cpu"]), strict=True):
+                spent[side].append(value / requests * 1e3)
             assert served["tokens"] == again["tokens"] == sum(b["max_tokens"] for b in bodies)
             shares["wall"].append(seconds / served["seconds"])
             shares["processor"].append(cpu / max(used, 1e-9))
@@ -137,6 +143,7 @@ def test_throughput_at_64_clients(benchmark: Any, name: str) -> None:
             rates.append(served["tokens"] / served["seconds"])
         benchmark.extra_info |= {
             "share_of_offline": {name: summary(values) for name, values in shares.items()},
+            "processor_ms_per_request": {side: summary(values) for side, values in spent.items()},
             "tokens_per_second": summary(rates),
             "clients": clients,
         }

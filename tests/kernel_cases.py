@@ -1,4 +1,4 @@
-"""Helpers of the kernel tests: forests whose content depends only on labels, and the error bound.
+"""What the kernel tests share: forests whose content depends only on labels, and the error bound.
 
 A token of a forest is known by its node's label and its index in the node; its key, value and query are a
 function of those, so the same row can be computed in different trees, batches and pages and compared bit by bit.

@@ -16,6 +16,9 @@ from wcse.models.load import LoadedModel
 from wcse.serve.app import make_server
 from wcse.serve.service import ServeConfig, Service
 
+QUESTION = [{"role": "user", "content": "Calculate 17 + 25."}]
+GENERATE = {"prompt": "Calculate", "max_tokens": 4}
+
 
 class Live:
     """A running server."""

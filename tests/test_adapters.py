@@ -165,7 +165,7 @@ def test_vllms_parameters_can_be_set_afterwards() -> None:
     assert (given.temperature, changed.temperature, changed.stop) == (0.8, 0.0, ("\n\n",))
     with pytest.raises(WcseError, match="temperature"):
         changed.temperature = -1
-    with pytest.raises(TypeError):
+    with pytest.raises(WcseError, match="did you mean 'temperature'"):
         changed.temprature = 1
 
 

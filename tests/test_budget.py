@@ -199,6 +199,10 @@ def test_a_budget_in_solutions_is_n(problems: list[Problem]) -> None:
 def test_recipes_refuse_impossible_budgets(problems: list[Problem]) -> None:
     with pytest.raises(WcseError, match="tokens=0 must be above 0"):
         recipe(budget="tokens=0")
+    with pytest.raises(WcseError, match=r"majority\(n=9\): n=9 is above the budget of solutions=8; lower n"):
+        recipe(budget="solutions=8", strategies=("majority(n=9)",))
+    with pytest.raises(WcseError, match="tokens=inf must be a whole number"):
+        recipe(budget="tokens=inf")
     with pytest.raises(WcseError, match="tokens=20 is impossible for problem"):
         solve_all(recipe(budget="tokens=20", strategies=("majority",)), problems)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from doc_examples import DOCS, examples
 
 from wcse.cli import main
 from wcse.compat import read_recipe
@@ -87,3 +92,26 @@ def test_command_line_options_come_after_the_recipe(
     assert "model './nowhere': no such" in capsys.readouterr().err
     assert main(["solve", "--sal-compat", "--policy=x"]) == 2
     assert "--sal-compat goes with --sal-recipe" in capsys.readouterr().err
+
+
+def test_the_pages_script_runs_on_the_shim(tmp_path: Path) -> None:
+    """The way search-and-learn drives vLLM: rendered prompts, steps, continued messages, a greedy look ahead."""
+    (script,) = examples("search-and-learn.md")
+    (tmp_path / "beams.py").write_text(script)
+    command = [sys.executable, "-m", "wcse.adapters.vllm_shim", str(tmp_path / "beams.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("text ")] == lines[-4:], done.stderr
+    for line in lines[-4:]:
+        kind, *_, reason, count = line.split(" ")
+        assert kind == "text" and int(count) >= 1 and reason in (r"'\n\n'", "EOS")
+
+
+def test_the_pages_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (recipe,) = examples("search-and-learn.md", "yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvts.yaml").write_text(recipe)
+    text = (DOCS / "search-and-learn.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^wcse (solve .*)$", text, re.MULTILINE)
+    assert main([*shlex.split(command), "--quiet"]) == 0
+    assert list((tmp_path / "runs" / "dvts").glob("*.parquet"))

@@ -8,8 +8,9 @@ import fake_runs
 import pytest
 import sample_runs
 
-from wcse.data.costs import roles, tree_costs
+from wcse.data.costs import readers, roles, tree_costs
 from wcse.data.record import NodeRecord, SolutionRecord
+from wcse.ledger import Ledger
 from wcse.types import LOOKAHEAD, PROBE
 
 
@@ -38,6 +39,21 @@ def test_costs_by_hand() -> None:
     assert costs.apart == (10 + 7) + (10 + 6) + (10 + 5) + (10 + 10) + (10 + 7)
     assert costs.read_once == 37 and costs.reread == 14 + 17 + 16 + 15 + 20 + 17
     assert costs.sharing == pytest.approx(85 / 37)
+
+
+def test_readers_are_told_although_equal_texts_were_read_once() -> None:
+    record = sample_runs.record(strategy="beam_search")
+    reread = tree_costs(record).reread
+    read = reread + record.prompt_tokens
+
+    def told(computed: int, reused: int, asked: int = 0) -> int:
+        ledger = Ledger(prm_computed=computed, prm_reused=reused, prm_asked=asked)
+        return readers(replace(record, ledger=ledger), reread)
+
+    assert told(read // 8, read - read // 8) == 1
+    assert told(read // 16, 2 * read - read // 16) == 2  # two models, and less computed than one reads once
+    assert told(read + 5000, 0, asked=5000) == 1
+    assert told(0, 0) == 0
 
 
 @pytest.mark.parametrize("strategy", ["best_of_n", "beam_search", "lookahead_search", "dvts", "majority"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,86 +47,6 @@ def complete(model: LoadedModel, prompt: Any = PROMPT, **params: Any) -> Request
 
 def true_logprobs(reference: Any, ids: list[int]) -> torch.Tensor:
     return reference(torch.tensor([ids])).logits[0].log_softmax(-1)
-
-
-NUMBERS = (
-    "n",
-    "best_of",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "max_tokens",
-    "min_tokens",
-    "seed",
-    "logprobs",
-    "prompt_logprobs",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-)
-GOOD = {
-    "temperature": {0},
-    "top_k": {0, -1},
-    "min_p": {0},
-    "min_tokens": {0},
-    "seed": {0, -1, 2**62},
-    "logprobs": {0, -1, 2**62, 2**80},
-    "prompt_logprobs": {0, -1, 2**62, 2**80},
-    "presence_penalty": {0, -1},
-    "frequency_penalty": {0, -1},
-    "max_tokens": {2**62},
-}
-
-
-@pytest.mark.parametrize("value", [0, -1, 2**62, 2**80, 1e300, math.nan, math.inf, -math.inf, "7", [1], True])
-@pytest.mark.parametrize("name", NUMBERS)
-def test_every_numeric_field_is_bounded(name: str, value: Any) -> None:
-    if type(value) is int and value in GOOD.get(name, set()):
-        SamplingParams(**{name: value})
-        return
-    with pytest.raises(FieldError, match=f"{name}=") as caught:
-        SamplingParams(**{name: value})
-    assert caught.value.field == name
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("stop", [""]),
-        ("stop", 7),
-        ("stop", ["\ud800"]),
-        ("stop_token_ids", ["a"]),
-        ("stop_token_ids", [-1]),
-        ("bad_words", [3]),
-        ("allowed_token_ids", []),
-        ("allowed_token_ids", [1.5]),
-        ("logit_bias", [1]),
-        ("logit_bias", {"x": 1}),
-        ("logit_bias", {"1": math.nan}),
-        ("logit_bias", {1: 101}),
-        ("ignore_eos", 1),
-        ("structured_outputs", {"json": {}, "regex": "a"}),
-        ("structured_outputs", {"xml": "a"}),
-        ("structured_outputs.choice", {"choice": []}),
-    ],
-)
-def test_other_bad_fields_are_named(name: str, value: Any) -> None:
-    with pytest.raises(FieldError) as caught:
-        SamplingParams(**{name.partition(".")[0]: value})
-    assert caught.value.field == name
-
-
-def test_unknown_fields_are_refused() -> None:
-    with pytest.raises(TypeError, match="use_beam_search"):
-        SamplingParams(use_beam_search=True)  # type: ignore[call-arg]
-    with pytest.raises(FieldError, match="did you mean 'temperature'"):
-        SamplingParams.parse({"temprature": 1})
-
-
-def test_a_tiny_temperature_is_raised() -> None:
-    with pytest.warns(UserWarning, match="raised to 0.01"):
-        assert SamplingParams(temperature=1e-9).temperature == 0.01
 
 
 def test_prompts_as_text_ids_and_dict(model: LoadedModel) -> None:

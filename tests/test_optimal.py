@@ -18,7 +18,7 @@ from wcse.cli.optimal import sweep
 from wcse.data.fingerprint import fingerprint_models
 from wcse.data.journal import read_records
 from wcse.optimal.difficulty import Difficulty, fold_bins
-from wcse.optimal.fit import best_cell, choose, cross_validate, fit, fixed_points
+from wcse.optimal.fit import Column, Table, best_cell, choose, cross_validate, fit, fixed_points
 from wcse.optimal.grid import Cell, Grid, read_grid
 from wcse.optimal.policy_file import read_policy, save, tree_budgets
 from wcse.recipe import Recipe
@@ -221,6 +221,8 @@ def test_tree_budgets() -> None:
     assert tree_budgets((4, 16), 4, 4) == [4, 12, 16]
     assert tree_budgets((4, 16), 2, 4) == [4, 12, 16]
     assert tree_budgets((6, 64), 4, 8) == [56, 64]
+    with pytest.raises(WcseError, match="budgets: 10 is not divisible by beam_width=4; give multiples"):
+        tree_budgets((4, 10), 4, 4)
 
 
 # --- auto
@@ -310,6 +312,8 @@ def test_policy_file_round_trip(policy_file: Path) -> None:
             "difficulty feature 'oracle' cannot be measured",
         ),
         ({"edges": [0.9, 0.5]}, 16, "2 bins but 2 edges"),
+        ({"edges": ["high"]}, 16, "not a policy file of wcse optimal"),
+        ({"budgets": {"many": {}}}, 16, "not a policy file of wcse optimal"),
         (
             {"budgets": {"16": {"probed": True, "strategies": ["beem", "dvts"]}}},
             16,
@@ -323,6 +327,19 @@ def test_policy_file_refuses(policy_file: Path, change: dict[str, Any], n: int, 
     policy_file.write_text(json.dumps(data | change))
     with pytest.raises(WcseError, match=reason):
         read_policy(str(policy_file), names=MODELS, inputs=PRINTS).choices(n, SearchConfig())
+
+
+def test_difficulty_is_measured_as_in_the_fit_whatever_ranks_steps(policy_file: Path) -> None:
+    file = read_policy(str(policy_file), names=MODELS, inputs=PRINTS)
+    assert file.choices(16, SearchConfig(agg_strategy="min")).agg_strategy == "prod"
+
+
+def test_the_file_keeps_the_n_that_was_fitted(tmp_path: Path) -> None:
+    cell = replace(world().probed[0], strategy="beam_search", n=12)
+    table = Table((), {16: Column(True, (cell,))})
+    save(tmp_path / "p", table, Difficulty(), agg_strategy="last", recipe=MODELS, inputs=PRINTS)
+    found = read_policy(str(tmp_path / "p"), names=MODELS, inputs=PRINTS).choices(64, SearchConfig(n=64))
+    assert len(run(auto(make_root(), found), FakePolicy(1, max_steps=10**6))) == 16
 
 
 def test_policy_file_must_exist_and_be_json(tmp_path: Path) -> None:
@@ -390,6 +407,8 @@ def test_optimal_then_auto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--strategy=adaptive_vote"], "give searches that ask a verifier"),
         (["--strategy=beam(n=4)"], "n comes from --budgets"),
         (["--budgets=none"], "give whole numbers of at least 1"),
+        (["--budgets=4,10"], "budgets: 10 is not divisible by beam_width=4"),
+        (["--budgets=2,4", "--probes=5"], "probes=5 is above the largest budget 4"),
     ],
 )
 def test_command_refuses(

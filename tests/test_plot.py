@@ -96,6 +96,13 @@ def test_frontier_of_optimal(tmp_path: Path) -> None:
     (tmp_path / "optimal.json").write_text(json.dumps(found))
     assert main(["plot", str(tmp_path), f"--to={tmp_path / 'f.csv'}"]) == 0
     assert main(["plot", str(tmp_path), "--x=n", f"--to={tmp_path / 'f.csv'}"]) == 2
+    # Without its sweep nobody knows whether another run solved the same problems.
+    large = fake_runs.write(tmp_path / "large", ["greedy"])
+    assert main(["plot", str(tmp_path), f"--larger={large}", f"--to={tmp_path / 'f.csv'}"]) == 2
+    fake_runs.write(tmp_path / "sweep", ["greedy"])
+    assert main(["plot", str(tmp_path), f"--larger={large}", f"--to={tmp_path / 'f.csv'}"]) == 0
+    (tmp_path / "optimal.json").write_text("{}")
+    assert main(["plot", str(tmp_path), f"--to={tmp_path / 'f.csv'}"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from wcse.cli import main
 from wcse.data.curves import subsets
+from wcse.data.journal import Header, Journal
 from wcse.data.record import SolveRecord
 from wcse.ledger import Ledger
 from wcse.replay import rerun, reselect
@@ -143,6 +144,7 @@ def test_one_sample_of_a_beam_is_not_its_best(tmp_path: Path) -> None:
         (["--n=many"], "'many': give whole numbers"),
         (["--n=0"], "'0': give whole numbers of at least 1"),
         (["--agg-strategy=median"], "agg_strategy='median' is unknown"),
+        (["--selector=weigthed"], "selector='weigthed' is unknown; use one of argmax, majority, weighted"),
         (["--strategy=best_of_n(n=99)"], "asks for step 8"),
         (["--strategy=majority", "--n=4"], "write its options in parentheses"),
         (["--csv=/nowhere/x.csv"], "cannot be written"),
@@ -154,6 +156,37 @@ def test_command_refuses(
     folder = fake_runs.write(tmp_path / "run", ["best_of_n"], problems=3)
     assert main(["replay", str(folder), *arguments]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_a_budget_in_solutions_is_the_n_of_the_run(tmp_path: Path) -> None:
+    folder = fake_runs.write(tmp_path, ["dvts", "beam_search"], n=16, budget="solutions=8")
+    shown = {(row["strategy"], row["n"]) for row in replay(folder)}
+    assert shown == {("dvts", 4), ("dvts", 8), ("beam_search", 8)}
+
+
+def cut(record: SolveRecord) -> SolveRecord:
+    """The record with its last solution cut by a budget."""
+    nodes = (*record.nodes[:-1], replace(record.nodes[-1], finish="budget"))
+    return replace(record, nodes=nodes)
+
+
+def test_samples_that_a_budget_cut_show_no_smaller_n(tmp_path: Path) -> None:
+    whole = fake_runs.record(0, "best_of_n", RECIPE)
+    assert whole.independent and not cut(whole).independent
+    last = fake_runs.recipe(strategies=("best_of_n",)).results()
+    with pytest.raises(WcseError, match=r"step 7.* was cut by the budget of best_of_n, and majority\(n=8\)"):
+        rerun(cut(whole), "majority(n=8)", last)
+    assert rerun(cut(whole), "best_of_n", last).strategy == "best_of_n"
+    # One problem without smaller N leaves none to the whole run, and no problem out.
+    header = Header(last, {}, ("q0", "q1", "q2"))
+    with Journal.open(tmp_path, header) as journal:
+        for index in range(3):
+            record = fake_runs.record(index, "best_of_n", RECIPE)
+            journal.append(cut(record) if index == 0 else record)
+    rows = {(row["selector"], row["n"]): row["accuracy"] for row in replay(tmp_path)}
+    right = [r.correct is True for r in (fake_runs.record(i, "best_of_n", RECIPE) for i in range(3))]
+    assert rows["argmax", 8] == pytest.approx(sum(right) / 3)
+    assert {n for _, n in rows} == {8}
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from wcse.reward.head import Head, head_from_tensors
 from wcse.reward.layout import Layout, Reading
 from wcse.reward.load import SHARED_FILE, load_prm, load_shared_head
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM
+from wcse.reward.text import _Planted, score_texts
 from wcse.search import STRATEGIES, SearchConfig
 from wcse.types import Node, PathScores, Search, WcseError
 
@@ -192,6 +193,30 @@ def test_a_head_sums_up_the_paths(
                 assert step.summed == reduce(PathScores.then, scores, PathScores())  # type: ignore[arg-type]
                 summed += depth > 0
     assert summed > 20
+
+
+def test_after_a_broken_step_nothing_stored_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of the step count as stored, and prompts stay cached: without a reset all later scores would be wrong."""
+    problem, steps = " ".join([PROBLEMS["a"]] * 12), ["12 + 7 = 19.", "The answer is 19."]
+    prm, fresh = (load_prm("tiny-wc-prm", kv_memory=0.05) for _ in range(2))
+    assert isinstance(prm, ImplicitPRM)
+    planted = _Planted(prm, problem)
+    planted.grow(steps, complete=True)
+    for side in (prm.model, prm.reference):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="broken"):
+            patch.setattr(side.runner, "run", _broken)
+            side.step()
+    prm.abort(planted.root)
+    prm.reset()
+    del planted
+    for other in (PROBLEMS["b"], PROBLEMS["a"]):  # settles what was in flight
+        score_texts(prm, other, [steps])
+        assert score_texts(prm, problem, [steps]) == score_texts(fresh, problem, [steps])
+    prm.model.runner.memory.check()
+
+
+def _broken(*_: object, **__: object) -> None:
+    raise RuntimeError("broken")
 
 
 def test_a_shared_head_reads_the_policys_states(policy: LoadedModel) -> None:

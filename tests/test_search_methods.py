@@ -14,7 +14,7 @@ from restated import World
 
 from wcse.search import STRATEGIES, SearchConfig, parse_strategy, split_specs
 from wcse.search.adaptive_vote import lead_holds, stopping_point
-from wcse.search.particle_filter import effective_size, increment, multinomial, systematic
+from wcse.search.particle_filter import effective_size, increment, multinomial, rescaled, systematic
 from wcse.search.rebase import shares
 from wcse.types import LOOKAHEAD, Draw, Expand, Finish, Node, Parallel, WcseError
 
@@ -248,6 +248,18 @@ def test_effective_size():
     assert effective_size([0.0, 0.0]) == 0.0
 
 
+def test_forty_sure_steps_leave_no_floats_range():
+    class Sure(ToyPRM):
+        def score(self, node):
+            return 1.0 - 1e-9 * (node.path[0] % 2)
+
+    for spec in ("particle_filter(potential=odds,ess_threshold=0)", "particle_filter(potential=odds)"):
+        leaves = search(spec, FakePolicy(1, eos=0.0, max_steps=60, prm=Sure()), n=4, num_iterations=60)
+        assert len(leaves) == 4
+    assert rescaled([3.0, 1.5, 0.0]) == [0.75, 0.375, 0.0]
+    assert rescaled([0.0, 0.0]) == [0.0, 0.0]
+
+
 def test_a_cut_particle_weighs_nothing():
     cut, nan = make_path(0.9, finish=Finish.PATH_CAP), make_path(math.nan, finish=Finish.DELIM)
     assert increment(cut.parent, cut, "ratio", "last") == 0.0
@@ -414,6 +426,25 @@ def test_compat_dvts_returns_the_last_children_finished_or_not():
     leaves = search("dvts(compat=search-and-learn)", FakePolicy(2, eos=0.3), n=16)
     assert len(leaves) == 16
     assert any(leaf.live for leaf in leaves) and any(leaf.complete for leaf in leaves)
+
+
+@pytest.mark.parametrize(
+    "spec", ["dvts(compat=search-and-learn)", "beam_search(compat=search-and-learn,sort_completed=true)"]
+)
+def test_compat_goes_on_when_a_step_fails(spec):
+    class Failing(FakePolicy):
+        def _finish(self, u, depth):
+            return Finish.ERROR if u > 0.8 else super()._finish(u, depth)
+
+        def _scored(self, node):  # the driver sends no failed step to the verifier
+            return None if node.finish is Finish.ERROR else super()._scored(node)
+
+    failed = 0
+    for seed in range(10):
+        policy = Failing(seed, eos=0.2, prm=ToyPRM(nan=0.1))
+        assert len(search(spec, policy, n=8)) <= 8
+        failed += sum(finish == "error" for finish, _, _ in policy.tree.values())
+    assert failed > 10
 
 
 # --- how a strategy is written

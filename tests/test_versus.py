@@ -128,6 +128,9 @@ def test_fit_and_judge_on_other_problems(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_impossible_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, spec = ["--out", str(tmp_path / "v")], ["--problems", "chain_sum:size=6,seed=40000000"]
+    few_options = ["--fit", "chain_sum:size=6,seed=40001000", "--difficulty", "oracle"]
+    assert main(["versus", *RUN, *spec, *out, *few_options]) == 2
+    assert "fit: auto asks a verifier and never the gold answers" in capsys.readouterr().err
     assert main(["versus", *RUN, *spec, *out, "--n", "4", "--budgets", "8"]) == 2
     assert "n=4 is below the largest budget 8" in capsys.readouterr().err
     assert main(["versus", *RUN, *spec, *out, "--larger", "other/tiny-wc"]) == 2

@@ -83,7 +83,7 @@ class Budget:
             except ValueError as error:
                 raise WcseError(f"budget={text!r}: {name}={number!r} is not a number") from error
             if name in ("solutions", "tokens"):
-                if values[name] != math.floor(values[name]):
+                if not values[name].is_integer():
                     raise WcseError(f"budget={text!r}: {name}={number} must be a whole number")
                 values[name] = int(values[name])
         if not {"solutions", "tokens", "flops", "seconds", "money"} & values.keys():

@@ -1,6 +1,6 @@
 """Problems from a one-line specification: a reasoning-gym task, a file, or a Hugging Face dataset.
 
-Knows nothing of models, prompts templates or search. Optional packages are imported when a specification
+Knows nothing of models, prompt templates or search. Optional packages are imported when a specification
 needs them. The gold answer is only carried; metrics alone may read it.
 """
 
@@ -183,10 +183,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
             if line.strip():
                 try:
                     yield where, _parse_json(line, where)
-                except (
-                    WcseError
-                ) as error:  # of this line alone: what to do about it is not the reader's affair
-                    yield where, error
+                except WcseError as error:
+                    yield where, error  # of this line alone: what to do about it is not the reader's affair
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, Any]]:
@@ -250,9 +248,8 @@ def _from_hub(
         rows = datasets.load_dataset(
             name, options.get("config"), split=split, revision=options.get("revision")
         )
-    except (
-        Exception
-    ) as error:  # the hub client raises its own, its HTTP library's and its file formats' errors
+    except Exception as error:
+        # The hub client raises its own errors, those of its HTTP library and of its file formats.
         raise WcseError(
             f"problems {name!r} (split {split}): could not be loaded: {_one_line(error)}; "
             "check the id and the network, or download it and give the .jsonl or .parquet file"

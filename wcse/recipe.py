@@ -172,8 +172,13 @@ class Recipe(Options):
                 if "auto" in names
                 else "strategy_policy is for the strategy auto only; add auto to the strategies"
             )
+        limit = Budget.parse(self.budget).solutions if self.budget else None
         for name in self.strategies:
             spec = parse_strategy(name)
+            if limit is not None and spec.options.get("n", 0) > limit:
+                raise ValueError(
+                    f"strategy {name}: n={spec.options['n']} is above the budget of solutions={limit}; lower n"
+                )
             if STRATEGIES[spec.name].needs_prm and self.prm is None:
                 raise ValueError(f"strategy {name} needs a verifier; set prm, or use greedy or majority")
             STRATEGIES[spec.name].check(spec.config(self.search_config))

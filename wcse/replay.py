@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wcse.answers import Judge
+from wcse.budget import Budget
 from wcse.data.grading import Graded, classify, verdict
 from wcse.data.record import NodeRecord, Path, Selection, SolveRecord
 from wcse.ledger import Ledger
@@ -36,7 +37,9 @@ from wcse.votes import SELECTORS, Ballot, aggregate, by_rank
 def base_config(recipe: Mapping[str, Any]) -> SearchConfig:
     """The search settings of a run from its journal's header (``Header.recipe``)."""
     names = ("n", "beam_width", "num_iterations", "agg_strategy")
-    return SearchConfig(**{name: recipe[name] for name in names if name in recipe})
+    config = SearchConfig(**{name: recipe[name] for name in names if name in recipe})
+    limit = Budget.parse(recipe["budget"]).solutions if recipe.get("budget") else None
+    return config if limit is None else replace(config, n=min(config.n, limit))
 
 
 def reselect(record: SolveRecord, agg_strategy: str) -> SolveRecord:
@@ -202,6 +205,11 @@ class _Tree:
                 f"replay: {self.spec} asks for step {'.'.join(map(str, path))} of problem "
                 f"{self.record.problem.id!r}, which {self.record.strategy} did not record; "
                 "lower n, or run it with a model"
+            )
+        if stored.finish == Finish.BUDGET and str(self.spec) != self.record.strategy:
+            raise WcseError(
+                f"replay: step {'.'.join(map(str, path))} of problem {self.record.problem.id!r} was cut by the budget "
+                f"of {self.record.strategy}, and {self.spec} would have had more or less of it; run it with a model"
             )
         self.seen[path] = stored
         score = stored.score

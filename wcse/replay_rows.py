@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from wcse.replay import base_config, rerun, reselect
 from wcse.search import SearchConfig, parse_strategy
 from wcse.search.dvts import plots
 from wcse.types import WcseError
+from wcse.votes import get_selector
 
 
 def unit_starts(strategy: str, config: SearchConfig) -> list[int] | None:
@@ -54,38 +56,53 @@ def replay(
     Raises:
         WcseError: an N beyond the run's, an N that a search cannot be cut to, an unknown name.
     """
+    for name in selectors:
+        get_selector(name)
     header = read_header(directory)
     config = base_config(header.recipe)
-    groups: dict[tuple[str, str | None], list[SampleSet | SolveRecord]] = {}
+    groups: dict[tuple[str, str | None], list[_Shown]] = {}
     for record in read_records(directory):
         if record.problem.answer is None:
             continue
         for how in (aggregations or (record.agg_strategy,)) if record.agg_strategy else (None,):
             chosen = record if how in (None, record.agg_strategy) else reselect(record, how)
-            item = sample_set(chosen, config)
-            lean = chosen if item is None else item
-            groups.setdefault((record.strategy, how), []).append(lean)
+            groups.setdefault((record.strategy, how), []).append(_Shown.of(chosen, config))
     if not groups:
         raise WcseError(f"{str(directory)!r}: no graded record in it; nothing can be replayed")
     rows: list[dict[str, Any]] = []
-    for (strategy, how), items in groups.items():
+    for (strategy, how), shown in groups.items():
         settings = parse_strategy(strategy).config(config)
-        for row in _curves(strategy, settings, items, sizes, header.recipe.get("seed", 0)):
+        for row in _curves(strategy, settings, shown, sizes, header.recipe.get("seed", 0)):
             if not selectors or row["selector"] in (*selectors, "pass"):
                 rows.append({"strategy": strategy, "aggregation": how, **row})
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What one record shows, without its tree.
+
+    Attributes:
+        right: whether each selector's choice is right, and under ``pass`` whether any solution is.
+        units: the solutions as units; None where a part of them shows no smaller search.
+    """
+
+    right: dict[str, bool]
+    units: SampleSet | None
+
+    @classmethod
+    def of(cls, record: SolveRecord, config: SearchConfig) -> _Shown:
+        chosen = {name: selection.correct is True for name, selection in record.selectors.items()}
+        covered = any(solution.correct for solution in record.solutions)
+        return cls({"pass": covered, **chosen}, sample_set(record, config))
+
+
 def _curves(
-    strategy: str,
-    config: SearchConfig,
-    items: Sequence[SampleSet | SolveRecord],
-    sizes: Sequence[int],
-    seed: int,
+    strategy: str, config: SearchConfig, shown: Sequence[_Shown], sizes: Sequence[int], seed: int
 ) -> list[dict[str, Any]]:
-    sets = [item for item in items if isinstance(item, SampleSet)]
-    if len(sets) < len(items):
-        return _whole([item for item in items if isinstance(item, SolveRecord)], strategy, config.n, sizes)
+    sets = [item.units for item in shown if item.units is not None]
+    if len(sets) < len(shown):  # of one problem a part shows nothing, so no smaller N covers all problems
+        return _whole(shown, strategy, config.n, sizes)
     units = min(s.unit_count for s in sets)
     width = config.beam_width if unit_starts(strategy, config) is not None else 1
     for n in sizes:
@@ -104,20 +121,14 @@ def _curves(
     ]
 
 
-def _whole(
-    records: Sequence[SolveRecord], strategy: str, n: int, sizes: Sequence[int]
-) -> list[dict[str, Any]]:
+def _whole(shown: Sequence[_Shown], strategy: str, n: int, sizes: Sequence[int]) -> list[dict[str, Any]]:
     wrong = [size for size in sizes if size != n]
     if wrong:
         raise WcseError(
             f"n={wrong[0]}: {strategy} ran with n={n}, and a part of its solutions is no smaller search; "
             f"run {parse_strategy(strategy).name}(n={wrong[0]})"
         )
-    names = list(records[0].selectors)
-    rows = [_row("pass", n, [float(any(s.correct for s in r.solutions)) for r in records])]
-    return rows + [
-        _row(name, n, [float(r.selectors[name].correct is True) for r in records]) for name in names
-    ]
+    return [_row(name, n, [float(item.right[name]) for item in shown]) for name in shown[0].right]
 
 
 def _row(selector: str, n: int, values: Sequence[float]) -> dict[str, Any]:

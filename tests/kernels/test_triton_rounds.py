@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 import torch
 
+from wcse.engine import machines
 from wcse.engine.engine import Engine
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
@@ -150,3 +151,32 @@ def test_an_engine_in_rounds_writes_the_same(tmp_path: Path) -> None:
     for want, got in zip(*found, strict=True):
         assert (got.token_ids, got.text, got.finish_reason) == (want.token_ids, want.text, want.finish_reason)
     assert {c.finish_reason for c in found[0]} == {"length", "stop"}
+
+
+@pytest.mark.parametrize("states", [2048, 8])
+def test_later_requests_have_stop_strings_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: int
+) -> None:
+    """The matcher gives the number of a pattern that is gone to the next one; a full table forgets what is gone."""
+    monkeypatch.setattr(machines, "MOST_STATES", states)
+    folder = tiny_models.build("llama", tmp_path, num_hidden_layers=1)
+    model = load_model(folder)
+    dense = replace(model, decoder=Decoder(model.spec, model.weights, backend="triton", device=DEVICE))
+    base = SamplingParams(temperature=1.2, max_tokens=12, ignore_eos=True, seed=5)
+    (free,) = LLM(model, kv_memory=0.01).generate(["12 + 7 ="], base, use_tqdm=False)
+    texts = [model.tokenizer.decode([token]) for token in free.outputs[0].token_ids]
+    stops = [text for text in texts if text.strip().isascii() and text.strip()]
+    assert len(set(stops)) > 1
+    found = []
+    for loaded in (model, dense):
+        llm = LLM(loaded, kv_memory=0.01)
+        if loaded is dense:
+            llm.engine.rounds = Rounds(llm.engine, tokens=6)
+        outputs = []
+        for stop in (stops[-1], stops[0], stops[-1]):
+            (output,) = llm.generate(["12 + 7 ="], replace(base, stop=[stop]), use_tqdm=False)
+            outputs.append((output.outputs[0].token_ids, output.outputs[0].finish_reason))
+            llm.engine.reclaim()
+            assert llm.engine.matcher.patterns == 0
+        found.append(outputs)
+    assert found[0] == found[1] and llm.engine.rounds.done > 2

@@ -98,7 +98,7 @@ def _params(config: GenerateConfig) -> SamplingParams:
     chosen = {name: value for name, value in given.items() if value is not None}
     if config.logprobs:
         chosen["logprobs"] = config.top_logprobs or 0
-    return SamplingParams.parse({"max_tokens": None} | chosen)
+    return SamplingParams(**({"max_tokens": None} | chosen))
 
 
 def _choice(part: CompletionOutput, model: str) -> ChatCompletionChoice:

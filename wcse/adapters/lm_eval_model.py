@@ -170,7 +170,7 @@ class WcseLM(TemplateLM):
         eos = self.tokenizer.decode([self.eot_token_id])
         # The end-of-sequence token ends a completion by itself; its name is no text to look for.
         chosen["stop"] = [text for text in stops if text and text != eos]
-        return SamplingParams.parse(chosen | {"n": n})
+        return SamplingParams(**(chosen | {"n": n}))
 
 
 @register_filter("wcse_majority")

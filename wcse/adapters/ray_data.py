@@ -38,7 +38,7 @@ class Completions:
         messages: str | None = None,
         **options: Any,
     ) -> None:
-        self._params = SamplingParams.parse(dict(params or {}))
+        self._params = SamplingParams(**(params or {}))
         self._column = messages or prompt
         self._chat = messages is not None
         self._llm = LLM(model, **options)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import runpy
 import sys
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from enum import Enum
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 from wcse.engine import llm as ours
 from wcse.engine import outputs, params
@@ -36,16 +38,53 @@ IGNORED = frozenset(
 """Options of ``vllm.LLM`` that have no effect here."""
 
 
+NO_EFFECT = frozenset(
+    {
+        "output_kind",
+        "skip_clone",
+        "skip_reading_prefix_cache",
+        "spaces_between_special_tokens",
+        "stream_interval",
+    }
+)
+"""Fields of ``vllm.SamplingParams`` that change nothing in what ``LLM.generate`` returns."""
+
+
 class SamplingParams(params.SamplingParams):
-    """``vllm.SamplingParams``: its fields may be set after it was made, and are checked then."""
+    """``vllm.SamplingParams``: 16 tokens where nothing is said; a field that we do not have may be there with no value;
+    fields may be set after it was made, and are checked then."""
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]
+
+    def __new__(cls, **options: Any) -> Self:
+        return super().__new__(cls, **_taken(options))
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**({"max_tokens": 16} | _taken(options)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         checked = replace(self, **{name: value})
         for field in fields(checked):
             object.__setattr__(self, field.name, getattr(checked, field.name))
+
+
+def _taken(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with a meaning; those that are refused only if they ask for something."""
+    empty = (None, False, 0)
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in NO_EFFECT and not (name in params.REFUSED and value in empty)
+    }
+
+
+def structured_outputs(**kinds: Any) -> dict[str, Any]:
+    """``vllm.sampling_params.StructuredOutputsParams`` as our field of the same name."""
+    given = {kind: rule for kind, rule in kinds.items() if rule not in (None, False)}
+    if given.pop("json_object", False):
+        given["json"] = {"type": "object"}
+    return given
 
 
 class LLM(ours.LLM):
@@ -75,7 +114,11 @@ def make_module() -> ModuleType:
     submodule.__dict__.update({k: v for k, v in vars(outputs).items() if k[0].isupper()})
     module.outputs = submodule  # type: ignore[attr-defined]
     sampling = ModuleType("vllm.sampling_params")
-    sampling.SamplingParams = SamplingParams  # type: ignore[attr-defined]
+    sampling.__dict__.update(
+        SamplingParams=SamplingParams,
+        StructuredOutputsParams=structured_outputs,
+        RequestOutputKind=Enum("RequestOutputKind", ["CUMULATIVE", "DELTA", "FINAL_ONLY"], start=0),
+    )
     module.sampling_params = sampling  # type: ignore[attr-defined]
     return module
 

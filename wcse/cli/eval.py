@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wcse.cli.arguments import counts, specs, words, writing
 from wcse.cli.command import Command, Options
 from wcse.types import WcseError
 
@@ -137,37 +137,10 @@ def _save(options: Options, rows: Sequence[Mapping[str, Any]]) -> None:
         return
     path = Path(options["csv"])
     fields = dict.fromkeys(name for row in rows for name in row)
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(fields))
-            writer.writeheader()
-            writer.writerows(rows)
-    except OSError as error:
-        raise WcseError(f"csv={str(path)!r}: cannot be written: {error.strerror}") from error
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def counts(text: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1, with commas between them."""
-    try:
-        numbers = tuple(int(part) for part in _words(text))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: give whole numbers of at least 1 with commas between them"
-        )
-    return numbers
-
-
-def specs(text: str) -> tuple[str, ...]:
-    """Strategies with commas between them."""
-    from wcse.search import split_specs
-
-    return split_specs(text)
+    with writing("csv", path), path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(fields))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 _CSV = ("csv", {"metavar": "FILE", "help": "write all numbers there, too"})
@@ -188,7 +161,10 @@ COMMANDS = (
             ),
             (
                 "baseline",
-                {"metavar": "METHOD", "help": "what the others are compared with (default: the first)"},
+                {
+                    "metavar": "METHOD",
+                    "help": "what the others are compared with: RUN: STRATEGY or a strategy (default: the first)",
+                },
             ),
             _CSV,
         ),
@@ -209,11 +185,11 @@ COMMANDS = (
             ),
             (
                 "selector",
-                {"type": _words, "metavar": "S[,S2]", "help": "argmax, majority, weighted (default: all)"},
+                {"type": words, "metavar": "S[,S2]", "help": "argmax, majority, weighted (default: all)"},
             ),
             (
                 "agg-strategy",
-                {"type": _words, "metavar": "A[,A2]", "help": "last, min, prod, mean (default: the run's)"},
+                {"type": words, "metavar": "A[,A2]", "help": "last, min, prod, mean (default: the run's)"},
             ),
             (
                 "strategy",

@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from wcse.cli.arguments import counts, specs
 from wcse.cli.command import Command, Options
-from wcse.cli.eval import counts, specs
 from wcse.cli.solve import SOLVE_OPTIONS, solve
 from wcse.types import WcseError
+
+if TYPE_CHECKING:
+    from wcse.optimal.difficulty import Difficulty
 
 SAMPLERS = ("majority", "best_of_n", "weighted_best_of_n")
 FEWEST = 6
@@ -29,6 +32,7 @@ def optimal(options: Options) -> int:
     difficulty = Difficulty(
         options.get("difficulty", "verifier"), options.get("probes", 4), options.get("bins", "quintile")
     )
+    _refuse_impossible(difficulty, max(budgets), scored="prm" in options)
     folder = Path(options["out"])
     recipe = {k: v for k, v in options.items() if k not in _OWN or k == "quiet"}
     recipe |= {
@@ -56,6 +60,16 @@ def optimal(options: Options) -> int:
     return code
 
 
+def _refuse_impossible(difficulty: Difficulty, most: int, *, scored: bool) -> None:
+    """What would fail after the sweep fails before it."""
+    if difficulty.kind == "verifier" and not scored:
+        raise WcseError("difficulty=verifier needs a verifier; set prm, or take difficulty=agreement")
+    if difficulty.kind != "oracle" and difficulty.samples > most:
+        raise WcseError(
+            f"probes={difficulty.samples} is above the largest budget {most}; use fewer probes or larger budgets"
+        )
+
+
 def sweep(
     trees: Sequence[str], budgets: Sequence[int], probes: int, *, scored: bool, beam_width: int
 ) -> tuple[str, ...]:
@@ -79,7 +93,7 @@ def sweep(
     return tuple(names)
 
 
-def _fit(folder: Path, budgets: Sequence[int], difficulty: Any, options: Mapping[str, Any]) -> None:
+def _fit(folder: Path, budgets: Sequence[int], difficulty: Difficulty, options: Mapping[str, Any]) -> None:
     from wcse.data.disk import atomic_file
     from wcse.data.journal import read_header, read_records
     from wcse.optimal.fit import by_bin, cross_validate, fit, fixed_points
@@ -108,7 +122,7 @@ def _fit(folder: Path, budgets: Sequence[int], difficulty: Any, options: Mapping
     with atomic_file(folder / "optimal.html") as file:
         file.write(page(found))
     print(f"report: {folder / 'optimal.html'}")
-    if difficulty.kind in FEATURES:
+    if difficulty.kind in FEATURES and options["prm"] is not None:  # auto asks a verifier
         header = read_header(folder / "sweep")
         scores = {record.agg_strategy for record in read_records(folder / "sweep")} - {None}
         save(
@@ -177,6 +191,6 @@ COMMANDS = (
             *RECIPE,
         ),
         needs=("policy", "problems", "out"),
-        epilog="With --difficulty oracle the table explains, and no policy file is written.\n",
+        epilog="With --difficulty oracle the table explains, and no policy file is written; without --prm neither.\n",
     ),
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wcse.cli.arguments import words
 from wcse.cli.command import Command, Options
 from wcse.types import WcseError
 
@@ -23,14 +24,13 @@ def plot(options: Options) -> int:
     check_suffix(out)
     if axis not in BY_X:
         raise WcseError(f"x={axis!r} is unknown; use one of {', '.join(BY_X)}")
-    found = _found(folder)
+    found, run = _found(folder), folder
     if found is not None:
-        command, axis_drawn, made = found
+        command, axis_drawn, figure, run = found
         if "x" in options:
             raise WcseError(
                 f"{str(folder)!r} holds a result of wcse {command}, drawn against {axis_drawn}; leave out --x"
             )
-        figure = made
     else:
         curve = BY_X[axis](_summary(folder))
         if curve is None:
@@ -38,21 +38,28 @@ def plot(options: Options) -> int:
                 f"{str(folder)!r} has no curve against {axis}: it needs majority or best_of_n with n of at least 2"
             )
         figure = curve
-    levels = [level for name in options.get("larger", ()) for level in _levels(Path(name), folder)]
+    levels = [level for name in options.get("larger", ()) for level in _levels(Path(name), run)]
     write_figure(with_levels(figure, levels) if levels else figure, out)
     print(out)
     return 0
 
 
-def _found(folder: Path) -> tuple[str, str, Figure] | None:
-    """The command whose result a directory holds, its x axis, and its figure; None for a run."""
+def _found(folder: Path) -> tuple[str, str, Figure, Path] | None:
+    """The command whose result a directory holds, its x axis, its figure and the run that it is of; None for a run."""
     from wcse.report.figures import frontier
     from wcse.report.versus import figure
 
     for command, axis, draw in (("versus", "FLOPs", figure), ("optimal", "tokens", frontier)):
         path = folder / f"{command}.json"
         if path.is_file():
-            return command, axis, draw(json.loads(path.read_text(encoding="utf-8")))
+            try:
+                result = json.loads(path.read_text(encoding="utf-8"))
+                run = folder / (result["policy"] if command == "versus" else "sweep")
+                return command, axis, draw(result), run
+            except (ValueError, LookupError, TypeError) as error:
+                raise WcseError(
+                    f"{str(path)!r}: not a result of this wcse {command} ({error!r}); make it again"
+                ) from error
     return None
 
 
@@ -60,18 +67,16 @@ def _levels(folder: Path, base: Path) -> list[tuple[str, float]]:
     """The accuracies of a run as horizontal lines in the figure of ``base``.
 
     Raises:
-        WcseError: ``base`` is a run of other problems.
+        WcseError: ``base`` is a run of other problems, or is not there to tell.
     """
-    from wcse.data.journal import FILE, read_header
+    from wcse.data.journal import read_header
 
     summary = _summary(folder)
-    base = base if (base / FILE).is_file() else base / "sweep"  # of wcse optimal
-    if (base / FILE).is_file():
-        prints = [read_header(each).inputs.get("problems") for each in (base, folder)]
-        if prints[0] != prints[1]:
-            raise WcseError(
-                f"larger={str(folder)!r} solved other problems than {str(base)!r}; run both on the same problems"
-            )
+    prints = [read_header(each).inputs.get("problems") for each in (base, folder)]
+    if prints[0] != prints[1]:
+        raise WcseError(
+            f"larger={str(folder)!r} solved other problems than {str(base)!r}; run both on the same problems"
+        )
     name = Path(str(summary["recipe"].get("policy", folder))).name
     return [
         (f"{name}, {strategy}", numbers["accuracy"])
@@ -93,10 +98,6 @@ def _summary(folder: Path) -> Mapping[str, Any]:
     return summary.to_json()
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 COMMANDS = (
     Command(
         "plot",
@@ -108,7 +109,7 @@ COMMANDS = (
             (
                 "larger",
                 {
-                    "type": _names,
+                    "type": words,
                     "metavar": "RUN[,RUN2]",
                     "help": "runs of other models, drawn as horizontal lines",
                 },

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wcse.cli.arguments import count, unescaped, writing
 from wcse.cli.command import Command, Options
 from wcse.types import WcseError
 
@@ -81,7 +82,6 @@ def _ids(ids: Sequence[int]) -> str:
 
 def _solution(path: str) -> tuple[str, Sequence[str]]:
     """Problem and steps of the first row of a file in ProcessBench's or TRL's columns."""
-
     try:
         row = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[0])
         problem, steps = row.get("problem", row.get("prompt")), row.get("steps", row.get("completions"))
@@ -141,7 +141,7 @@ def _write_scores(
 ) -> None:
     from wcse.reward.processbench import first_error
 
-    with path.open("w", encoding="utf-8") as file:
+    with writing("out", path), path.open("w", encoding="utf-8") as file:
         for name, cases in subsets.items():
             for case, row in zip(cases, scores[name], strict=True):
                 record = {"id": case.id, "subset": name, "label": case.label, "scores": row}
@@ -168,7 +168,7 @@ def label(options: Options) -> int:
     memory = Memory.gib(options.get("kv_memory_gb", KV_GIB))
     engine = Engine(model, max_rows=options.get("batch_size", ROWS), memory=memory)
     rows = steps = good = 0
-    with Path(options["out"]).open("w", encoding="utf-8") as file:
+    with writing("out", options["out"]), Path(options["out"]).open("w", encoding="utf-8") as file:
         for row in label_problems(engine, problems, labelling, source=options["policy"]):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             rows, steps, good = (
@@ -184,18 +184,13 @@ def label(options: Options) -> int:
     return 0
 
 
-def unescaped(text: str) -> str:
-    """Text with \\n and \\t for line feed and tab, as a shell gives it."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
 MODEL_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("prm-family", {"metavar": "F", "help": "how the verifier reads steps (default: ask the model)"}),
     (
         "kv-memory-gb",
         {"type": float, "metavar": "GB", "help": f"memory for keys and values (default {KV_GIB:g})"},
     ),
-    ("threads", {"type": int, "metavar": "T", "help": "CPU threads"}),
+    ("threads", {"type": count, "metavar": "T", "help": "CPU threads"}),
 )
 
 COMMANDS = (
@@ -221,7 +216,7 @@ COMMANDS = (
                 "tune",
                 {"metavar": "SUBSET", "help": "choose the threshold on this file (its name without suffix)"},
             ),
-            ("limit", {"type": int, "metavar": "K", "help": "only the first K rows of each file"}),
+            ("limit", {"type": count, "metavar": "K", "help": "only the first K rows of each file"}),
             ("out", {"metavar": "FILE", "help": "write the scores of every step there (JSON Lines)"}),
             *MODEL_OPTIONS,
         ),
@@ -254,7 +249,7 @@ COMMANDS = (
             ("seed", {"type": int, "metavar": "S", "help": "of all random numbers (default 0)"}),
             (
                 "batch-size",
-                {"type": int, "metavar": "ROWS", "help": f"most rows in a batch (default {ROWS})"},
+                {"type": count, "metavar": "ROWS", "help": f"most rows in a batch (default {ROWS})"},
             ),
             *MODEL_OPTIONS[1:],
         ),

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wcse.cli.arguments import unescaped, writing
 from wcse.cli.command import Command, Options
-from wcse.cli.prm import MODEL_OPTIONS, load, threads, unescaped
+from wcse.cli.prm import MODEL_OPTIONS, load, threads
 from wcse.types import WcseError
 
 if TYPE_CHECKING:
@@ -56,12 +57,13 @@ def _train_head(options: Options, taught: list[dict[str, Any]], held: list[dict[
     head = train_head(
         features_of(model, rows),
         labels_of(rows),
-        epochs=round(options.get("epochs", 20)),
+        epochs=options.get("epochs", 20.0),
         seed=options.get("seed", 0),
     )
     out = Path(options["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    save_head(head, out / SHARED_FILE)
+    with writing("out", out):
+        out.mkdir(parents=True, exist_ok=True)
+        save_head(head, out / SHARED_FILE)
     if not kept:
         return {"dropped": dropped}
     scores = head(features_of(model, kept)).squeeze(1).sigmoid().detach()

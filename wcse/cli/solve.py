@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wcse.cli.arguments import specs, unescaped
 from wcse.cli.command import INTERRUPTED, Command, Options
 
 if TYPE_CHECKING:
@@ -129,8 +130,6 @@ def _models(recipe: Recipe) -> dict[str, str]:
 
 
 def _fingerprint_file(path: str) -> str:
-    from pathlib import Path
-
     from wcse.data.fingerprint import fingerprint_path
     from wcse.types import WcseError
 
@@ -184,16 +183,6 @@ def report(options: Options) -> int:
     return 0
 
 
-def _unescaped(text: str) -> str:
-    return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def _strategies(text: str) -> tuple[str, ...]:
-    from wcse.search import split_specs
-
-    return split_specs(text)
-
-
 RUNTIME = (
     ("out", {"metavar": "DIR", "help": "journal and outputs (default runs/<digest of the recipe>)"}),
     ("batch-size", {"type": int, "metavar": "ROWS", "help": "most rows in a batch"}),
@@ -236,7 +225,7 @@ SOLVE_OPTIONS = (
         "strategy",
         {
             "dest": "strategies",
-            "type": _strategies,
+            "type": specs,
             "metavar": "S[,S2]",
             "help": "see below; each may have options of its own: beam_search(n=16,lookahead=1)",
         },
@@ -266,7 +255,7 @@ SOLVE_OPTIONS = (
     ),
     (
         "delimiter",
-        {"type": _unescaped, "metavar": "TEXT", "help": r"what ends a step (default \n\n, a blank line)"},
+        {"type": unescaped, "metavar": "TEXT", "help": r"what ends a step (default \n\n, a blank line)"},
     ),
     ("agg-strategy", {"metavar": "A", "help": "last, min, prod or mean (default: the verifier's own)"}),
     ("seed", {"type": int, "metavar": "S", "help": "seed of all random numbers (default 42)"}),

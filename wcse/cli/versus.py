@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wcse.cli.arguments import count, counts, specs, words
 from wcse.cli.command import Command, Options
-from wcse.cli.eval import counts, specs
 from wcse.cli.optimal import RECIPE, SAMPLERS, optimal
 from wcse.cli.solve import solve
 from wcse.types import WcseError
@@ -27,6 +27,10 @@ def versus(options: Options) -> int:
     if most < max(budgets):
         raise WcseError(
             f"n={most} is below the largest budget {max(budgets)}; raise n or give smaller budgets"
+        )
+    if "fit" in options and ("prm" not in options or options.get("difficulty") == "oracle"):
+        raise WcseError(
+            "fit: auto asks a verifier and never the gold answers; set prm, and no difficulty=oracle"
         )
     _refuse_equal_names(options)
     _refuse_known_problems(options)
@@ -175,17 +179,13 @@ def _plain(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else value
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 COMMANDS = (
     Command(
         "versus",
         "a small model with search beside larger models, at equal FLOPs and by difficulty",
         versus,
         (
-            ("larger", {"type": _names, "metavar": "P[,P2]", "help": "larger models (default: none)"}),
+            ("larger", {"type": words, "metavar": "P[,P2]", "help": "larger models (default: none)"}),
             ("fit", {"metavar": "SPEC", "help": "problems to make auto's policy file on (default: no auto)"}),
             (
                 "budgets",
@@ -208,12 +208,12 @@ COMMANDS = (
             (
                 "n",
                 {
-                    "type": int,
+                    "type": count,
                     "metavar": "N",
                     "help": "samples of the small model (default: the largest budget)",
                 },
             ),
-            ("larger-n", {"type": int, "metavar": "N", "help": "samples of the larger models (default 8)"}),
+            ("larger-n", {"type": count, "metavar": "N", "help": "samples of the larger models (default 8)"}),
             ("difficulty", {"metavar": "D", "help": "of auto: verifier or agreement (default verifier)"}),
             ("probes", {"type": int, "metavar": "K", "help": "samples that measure difficulty (default 4)"}),
             ("bins", {"metavar": "B", "help": "of auto: quintile or absolute (default quintile)"}),

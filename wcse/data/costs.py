@@ -50,13 +50,17 @@ class TreeCosts:
         return self.reread / self.read_once if self.read_once else 1.0
 
 
-def readers(record: SolveRecord, read_once: int) -> int:
-    """How many models of the verifier read each token of ``read_once``; 0 for a head on the policy's own states."""
-    return (
-        max(1, round(record.ledger.prm_computed / read_once))
-        if record.ledger.prm_computed and read_once
-        else 0
-    )
+def readers(record: SolveRecord, reread: int) -> int:
+    """How many models of the verifier read each token; 0 for a head on the policy's own states.
+
+    For each step a model computes its tokens or finds them, and finds its prefix; the prompt it has computed besides.
+    So computed and reused tokens make ``reread`` (of the record's ``TreeCosts``) and the prompt for each model, however
+    many texts were equal. The verifier's own template and cut of the text make somewhat more of it.
+    """
+    ledger, read = record.ledger, record.prompt_tokens + reread
+    if not ledger.prm_computed or not read:
+        return 0
+    return max(1, round((ledger.prm_computed - ledger.prm_asked + ledger.prm_reused) / read))
 
 
 def roles(record: SolveRecord) -> dict[Path, str]:

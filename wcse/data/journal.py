@@ -56,7 +56,7 @@ class Header:
         recipe: the fields that change results (``Recipe.results()``).
         inputs: fingerprints of what the recipe only names: problems, policy, verifier.
         problems: ids of the problems in their own order; outputs follow it, whatever finished first.
-        versions: of the packages of the first session; not compared.
+        versions: of the packages when the run began; not compared.
     """
 
     recipe: Mapping[str, Any]

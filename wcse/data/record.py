@@ -149,10 +149,13 @@ class SolveRecord:
     def independent(self) -> bool:
         """Each solution is a chain of its own below the root and nothing was pruned: a set of samples.
 
-        Only then does a subset of the solutions show what a smaller budget would have given. A search that
-        decides on the way when to stop is none, whatever its tree looks like.
+        Only then does a subset of the solutions show what a smaller N would have given. A search that decides on the
+        way when to stop is none, whatever its tree looks like; nor are samples that a budget cut, of which fewer
+        would each have had more.
         """
         if self.strategy.partition("(")[0] not in SAMPLERS:
+            return False
+        if any(node.finish == Finish.BUDGET for node in self.nodes):
             return False
         firsts = [solution.path[0] for solution in self.solutions if solution.path]
         chains = all(not any(solution.path[1:]) for solution in self.solutions)

@@ -184,7 +184,7 @@ def _node_rows(record: SolveRecord, run: str) -> list[dict[str, Any]]:
     ends: dict[Path, int] = {(): 0}
     rows = []
     role = roles(record)
-    times = readers(record, tree_costs(record).read_once)
+    times = readers(record, tree_costs(record).reread)
     for node in sorted(record.nodes, key=lambda node: (len(node.path), node.path)):
         above = node.parent or ()
         ids[node.path] = len(ids)

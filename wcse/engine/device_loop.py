@@ -139,7 +139,7 @@ class DeviceLoop:
         self.tile_rows = tile_rows
         self.captures = 0
         self._memories: dict[tuple[Any, ...], _Memory] = {}
-        self._tables = 0  # rows of the rope tables that the graphs hold
+        self._tables = (0, 0)  # rows of the rope tables and address of the machines that the graphs hold
         self._pool_handle: Any = None
 
     def run(
@@ -191,11 +191,12 @@ class DeviceLoop:
     def _fill(self, prepared: Prepared, rows: RoundRows, table: Tensor, count: int) -> _Memory:
         """The round's inputs in the fixed memory of its bucket."""
         self.decoder.check_tokens(torch.from_numpy(rows.tokens))
-        if self._tables != self.decoder.rope_rows:  # the graphs hold the addresses of tables that are gone
+        tables = self.decoder.rope_rows, table.data_ptr()
+        if self._tables != tables:  # the graphs hold the addresses of tables that are gone
             self._memories.clear()
-            self._tables = self.decoder.rope_rows
+            self._tables = tables
         size, lists = bucket(prepared.plan.n_rows), prepared.lists
-        key = (*lists_key(size, lists), table.data_ptr())
+        key = lists_key(size, lists)
         host = self._pack(rows, prepared.positions, prepared.tails, size, count)
         if key not in self._memories:
             self._memories[key] = self._allocate(host, lists, table, size)

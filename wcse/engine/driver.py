@@ -67,6 +67,9 @@ class Scorer(Protocol):
     def abort(self, root: Root) -> None:
         """Forget the problem's queued nodes; their ``done`` is not called."""
 
+    def reset(self) -> None:
+        """Forget everything queued and stored, after a step that broke off: nothing it touched can be trusted."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
@@ -301,6 +304,11 @@ class Driver:
     def _finish(self, run: _Running, solutions: list[Node] | Chosen) -> None:
         del self._running[run.root]
         self._finished.append((run, solutions))
+
+    @property
+    def ended(self) -> bool:
+        """Whether ``take_finished`` has anything to give."""
+        return bool(self._finished)
 
     def take_finished(self) -> list[Outcome]:
         """The searches that ended since the last call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 from wcse.names import suggest
@@ -21,6 +21,34 @@ LEAST_TOP_P = 2.0**-126
 """Smaller ones are 0 in single precision. They mean the same: the most likely token."""
 
 STRUCTURED_KINDS = ("json", "regex", "choice", "grammar")
+
+_BEAMS = "beam search by likelihood is not offered; docs/search.md has the one by a verifier's scores"
+_ROWS = "log-probabilities of chosen tokens are not picked out; ask for logprobs=-1 and look them up"
+_PROMPT_ROWS = "the prompt's log-probabilities are given whole; ask for prompt_logprobs"
+REFUSED: Mapping[str, str] = {
+    "early_stopping": _BEAMS,
+    "extra_args": "there is no plugin that would read them; leave it out",
+    "flat_logprobs": "log-probabilities are a list of dicts; leave it out",
+    "guided_decoding": "it is called structured_outputs",
+    "length_penalty": _BEAMS,
+    "logits_processors": "no function is called for a token; use logit_bias, allowed_token_ids or bad_words",
+    "logprob_token_ids": _ROWS,
+    "output_kind": "outputs are whole when they are returned; wcse serve streams",
+    "prompt_logprob_start": _PROMPT_ROWS,
+    "prompt_logprob_token_ids": _PROMPT_ROWS,
+    "repetition_detection": "repetition ends no completion; use frequency_penalty or repetition_penalty",
+    "routed_experts_prompt_start": "routes of experts are not returned; leave it out",
+    "skip_clone": "parameters cannot change, so they are never copied; leave it out",
+    "skip_reading_prefix_cache": "a cached prefix gives the same numbers; LLM.reset_prefix_cache() forgets them all",
+    "spaces_between_special_tokens": "text is what the tokens say, with nothing between them; leave it out",
+    "stream_interval": "outputs are whole when they are returned; wcse serve streams",
+    "thinking_token_budget": "thinking has no budget of its own; use max_tokens",
+    "trace_decode_token_ids": "put the tokens into the prompt and ask for prompt_logprobs",
+    "truncate_prompt_tokens": "prompts are never cut; pass fewer token ids",
+    "use_beam_search": _BEAMS,
+    "watermarking": "text is not marked; leave it out",
+}
+"""Sampling fields of vLLM, past ones included, that are not taken: what to do instead."""
 
 
 class FieldError(WcseError):
@@ -114,7 +142,7 @@ class SamplingParams:
             ``{"grammar": lark}``; needs the extra ``structured``.
 
     Raises:
-        FieldError: a value is out of range; the message names field, value and fix.
+        FieldError: a name is unknown or a value out of range; the message names field, value and fix.
     """
 
     n: int = 1
@@ -141,6 +169,15 @@ class SamplingParams:
     skip_special_tokens: bool = True
     detokenize: bool = True
     structured_outputs: Mapping[str, Any] | None = None
+
+    def __new__(cls, **options: Any) -> Self:
+        """Names are checked before the values are."""
+        known = cls.__dataclass_fields__
+        for name, value in options.items():
+            if name not in known:
+                reason = REFUSED.get(name) or f"there is no such sampling parameter{suggest(name, known)}"
+                raise FieldError(name, value, reason)
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
         for name, empty in (("stop", ()), ("stop_token_ids", ()), ("bad_words", ())):
@@ -213,19 +250,6 @@ class SamplingParams:
     def draws(self) -> int:
         """Completions to draw for the ``n`` to return."""
         return self.best_of or self.n
-
-    @classmethod
-    def parse(cls, options: Mapping[str, Any]) -> Self:
-        """Parameters from a mapping.
-
-        Raises:
-            FieldError: as the constructor, and for an unknown name.
-        """
-        known = [field.name for field in fields(cls)]
-        for name, value in options.items():
-            if name not in known:
-                raise FieldError(name, value, f"there is no such sampling parameter{suggest(name, known)}")
-        return cls(**options)
 
 
 def _check_structured(value: object) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from wcse.engine.ahead import Places, foresee, settle_ahead, store_ahead
 from wcse.engine.device_loop import DeviceLoop, Prepared, Round, RoundRows, Started
-from wcse.engine.machines import Machines
+from wcse.engine.machines import Ends, Machines
 from wcse.engine.spans import pages
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Rounds:
                 return False
             if listened and root.params.logprobs is not None:
                 return False
-            if not self.machines.know(root.pattern, self._ends(row)):
-                return False
+        if not self.machines.know({self._ends(row) for row in rows}):
+            return False
         spans = [row.span for row in rows]
         need = sum(pages(span.n_kv + self.tokens) - pages(span.n_kv) for span in spans)
         return need <= engine.runner.room
@@ -63,7 +63,7 @@ class Rounds:
         last = np.fromiter((span.tokens[-1] for span in spans), np.int64, len(spans))
         params = [row.growth.root.params for row in rows]
         heat = [0.0 if row.growth.greedy else p.temperature for row, p in zip(rows, params, strict=True)]
-        states = [self.machines.states(row.growth.root.pattern, self._ends(row), row.slot) for row in rows]
+        states = [self.machines.states(self._ends(row), row.slot) for row in rows]
         limits = np.fromiter((row.limit for row in rows), np.int32, len(rows))
         places, prepared = self._places(rows)
         given = RoundRows(
@@ -112,7 +112,9 @@ class Rounds:
         self.done += 1
         return rows, found
 
-    def _ends(self, row: Row) -> frozenset[int]:
-        params = row.growth.root.params
-        ids = frozenset(params.stop_token_ids)
-        return ids if params.ignore_eos else ids | self.engine.model.eos_ids
+    def _ends(self, row: Row) -> Ends:
+        root = row.growth.root
+        params, ids = root.params, frozenset(root.params.stop_token_ids)
+        if not params.ignore_eos:
+            ids |= self.engine.model.eos_ids
+        return Ends(root.rule.delimiter, tuple(params.stop), ids, root.pattern)

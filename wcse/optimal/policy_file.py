@@ -16,6 +16,7 @@ from wcse.data.disk import atomic_file
 from wcse.data.record import SAMPLERS
 from wcse.optimal.difficulty import Difficulty
 from wcse.optimal.fit import Table
+from wcse.optimal.grid import Cell
 from wcse.search import STRATEGIES, SearchConfig, parse_strategy
 from wcse.search.auto import FEATURES, Choice, Choices
 from wcse.types import WcseError
@@ -58,7 +59,7 @@ def save(
         },
         "edges": list(table.edges),
         "budgets": {
-            str(n): {"probed": column.probed, "strategies": [cell.strategy for cell in column.cells]}
+            str(n): {"probed": column.probed, "strategies": [_spelled(cell) for cell in column.cells]}
             for n, column in table.choices.items()
         },
     }
@@ -67,6 +68,12 @@ def save(
             file.write(json.dumps(data, indent=2).encode("ascii") + b"\n")
     except OSError as error:
         raise WcseError(f"{str(path)!r}: cannot be written: {error.strerror or error}") from error
+
+
+def _spelled(cell: Cell) -> str:
+    """A cell's strategy with its N: another run's own n must not stand in for it."""
+    spec = parse_strategy(cell.strategy)
+    return str(replace(spec, options={"n": cell.n, **spec.options}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +121,13 @@ class PolicyFile:
             agg = base.agg_strategy or feature["agg_strategy"]
             bins = tuple(_choice(text, replace(base, agg_strategy=agg)) for text in specs)
             samples = int(feature["samples"]) if probed else 0
-            return Choices(fitting[-1], feature["feature"], samples, agg, edges, bins)
-        except (KeyError, TypeError, AttributeError) as error:
+            # The edges part values of the file's own aggregation, whatever the searches rank by.
+            return Choices(
+                fitting[-1], feature["feature"], samples, str(feature["agg_strategy"]), edges, bins
+            )
+        except WcseError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _no_policy_file(path, error) from error
 
 
@@ -135,7 +147,9 @@ def read_policy(path: str, *, names: Mapping[str, str | None], inputs: Mapping[s
         if not budgets or budgets[0] < 1:
             raise KeyError("budgets")
         return PolicyFile(path, budgets, data)
-    except (KeyError, TypeError, AttributeError) as error:
+    except WcseError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _no_policy_file(path, error) from error
 
 
@@ -187,6 +201,17 @@ def _same_models(
 
 
 def tree_budgets(budgets: Sequence[int], samples: int, width: int) -> list[int]:
-    """Budgets that tree searches have to be run at: whole ones, and what the probes leave of each."""
+    """Budgets that tree searches have to be run at: whole ones, and what the probes leave of each.
+
+    Budgets below ``width`` have none.
+
+    Raises:
+        WcseError: a larger one that is no multiple of ``width``, at which no tree search could be compared.
+    """
+    for n in budgets:
+        if n > width and n % width:
+            raise WcseError(
+                f"budgets: {n} is not divisible by beam_width={width}; give multiples of it, or another beam_width"
+            )
     left = [(n - samples) // width * width for n in budgets]
     return sorted({n for n in (*budgets, *left) if n >= width and n % width == 0})

@@ -13,6 +13,11 @@ def asset(name: str) -> str:
     return files("wcse.report").joinpath(name).read_text(encoding="utf-8")
 
 
+def template(body: str, *, controls: str = "") -> str:
+    """The frame that every page has, around a body and beside a header's controls; both may hold placeholders."""
+    return asset("page.html").replace("{{controls}}", controls).replace("{{body}}", body)
+
+
 def source(text: str) -> str:
     """The CSP source of an inline block: its hash."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"

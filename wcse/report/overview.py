@@ -9,10 +9,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from wcse.data.tables import clean
-from wcse.report import figures
+from wcse.report import figures, results
 from wcse.report.plots import draw, hue, short
-from wcse.report.results import tile
 
 Numbers = Mapping[str, Any]
 """One strategy's part of ``summary.json``, or all of it."""
@@ -33,8 +31,7 @@ _SHOWN = (
 
 def facts(recipe: Numbers) -> str:
     """The options that a reader asks for first."""
-    items = [(name, recipe[name]) for name in _SHOWN if recipe.get(name) is not None]
-    return "".join(f"<span><i>{escape(name)}</i> {escape(clean(str(value)))}</span>" for name, value in items)
+    return results.facts({name: recipe.get(name) for name in _SHOWN})
 
 
 def tiles(summary: Numbers) -> str:
@@ -55,7 +52,7 @@ def tiles(summary: Numbers) -> str:
         reused = sum(numbers[f"{who}_tokens_reused"] for numbers in strategies.values())
         if computed or reused:
             shown.append((name, short(computed), f"{short(reused)} more came from the tree"))
-    return "".join(tile(*texts) for texts in shown)
+    return "".join(results.tile(*texts) for texts in shown)
 
 
 def best_strategy(summary: Numbers) -> str | None:

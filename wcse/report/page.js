@@ -7,7 +7,7 @@ const index = JSON.parse(document.getElementById("index").textContent);
 const at = (id) => document.getElementById(id);
 const state = { problem: null, strategy: index.first ?? index.strategies[0], filter: "all", pruned: true, pinned: null, request: 0 };
 
-// --- small helpers
+// --- elements, colours, pieces of the page
 
 function make(tag, className, text) {
   const element = document.createElement(tag);
@@ -141,7 +141,8 @@ function layOut(run, rows) {
   }
   run.solutions.forEach(([id, answer, cls, agg, correct, complete], number) => {
     if (id < 0) return;
-    nodes[id].solution = { number, answer, cls, agg, correct, complete };
+    // One step may stand for several solutions (particles that were drawn again); the chosen one names it.
+    if (!nodes[id].solution || number === run.chosen) nodes[id].solution = { number, answer, cls, agg, correct, complete };
     for (const node of lineage(nodes, id)) {
       node.kept = true;
       node.best = node.best || number === run.chosen;
@@ -296,6 +297,10 @@ function move(step) {
   }
 }
 
+function address() {
+  try { return decodeURIComponent(location.hash.slice(1)); } catch { return ""; } // a damaged bookmark is none
+}
+
 setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
 at("theme").addEventListener("click", () => setTheme(!document.documentElement.classList.contains("dark")));
 at("ramp").style.background = `linear-gradient(90deg, ${[0, 0.25, 0.5, 0.75, 1].map(colour).join(",")})`;
@@ -305,7 +310,7 @@ at("problems").addEventListener("keydown", (event) => {
   const step = { ArrowDown: 1, j: 1, ArrowUp: -1, k: -1 }[event.key];
   if (step) { event.preventDefault(); move(step); }
 });
-const [wanted, strategy] = decodeURIComponent(location.hash.slice(1)).split("/");
+const [wanted, strategy] = address().split("/");
 if (index.problems.length) {
   choose(index.problems[Number(wanted)] ?? index.problems[0], index.strategies.includes(strategy) ? strategy : state.strategy);
 }

@@ -18,7 +18,9 @@ from typing import Any, BinaryIO
 from wcse.data.record import Path, SolveRecord
 from wcse.data.tables import clean
 from wcse.report import overview
-from wcse.report.assets import asset, fill, source
+from wcse.report.assets import asset, fill, source, template
+
+_THEME = '<button id="theme" type="button" title="Light or dark">◐</button>'
 
 MOST_TREE_BYTES = 48 << 20
 """Size at which the page stops taking trees; the rest stay in ``nodes.parquet``."""
@@ -55,7 +57,8 @@ class Report:
             "problems": list(self._problems.values()),
             "leftOut": self.left_out,
         }
-        head, _, tail = asset("page.html").partition("{{pieces}}")
+        # The pieces are large: they are written between two halves of the page, never joined to it.
+        head, _, tail = template(asset("run.html"), controls=_THEME).partition("{{pieces}}")
         values = {
             "csp": f"default-src 'none'; style-src {source(style)}; script-src {source(script)}",
             "title": escape(f"wcse run {summary['run']}"),

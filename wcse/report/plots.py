@@ -110,7 +110,8 @@ class _Frame:
         if low == high:
             low, high = low / 2, high * 2
         pad = (high / low) ** 0.03
-        step = 0.1 if max(ys) - min(ys) <= 0.4 else 0.2
+        span = max(ys) - min(ys)
+        step = 0.02 if span <= 0.12 else 0.1 if span <= 0.4 else 0.2
         bottom = max(0.0, math.floor((min(ys) - 0.02) / step) * step)
         top = min(1.0, math.ceil((max(ys) + 0.02) / step) * step)
         return cls(low / pad, high * pad, bottom, max(top, bottom + step), step)

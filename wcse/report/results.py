@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from wcse.report.assets import asset, fill, source
+from wcse.data.tables import clean
+from wcse.report.assets import asset, fill, source, template
 
 
 def page(
@@ -23,15 +24,17 @@ def page(
         "csp": f"default-src 'none'; style-src {source(style)}",
         "title": escape(title),
         "style": style,
-        "facts": "".join(
-            f"<span><i>{escape(name)}</i> {escape(str(value))}</span>"
-            for name, value in options.items()
-            if value is not None
-        ),
+        "facts": facts(options),
         "tiles": "".join(tile(*texts) for texts in tiles),
         "sections": "\n".join(sections),
     }
-    return fill(asset("results.html"), values).encode()
+    return fill(template("{{sections}}"), values).encode()
+
+
+def facts(options: Mapping[str, Any]) -> str:
+    """Options with their values; those that are None are left out."""
+    given = ((name, value) for name, value in options.items() if value is not None)
+    return "".join(f"<span><i>{escape(name)}</i> {escape(clean(str(value)))}</span>" for name, value in given)
 
 
 def tile(what: str, number: str, note: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wcse.report.overview import short
+from wcse.report.plots import short
 
 _HEAD = (
     "strategy",

@@ -218,7 +218,7 @@ def page(found: Found) -> bytes:
 
 
 def _tiles(found: Found) -> list[tuple[str, str, str]]:
-    shown = [("problems", f"{found['problems']:,}", "fresh ones")]
+    shown = [("problems", f"{found['problems']:,}", "the same for every model")]
     for curve in found["curves"]:
         if curve["method"] == "majority":
             shown.append((f"{curve['model']}, one sample", *_number(curve["points"][0])))
@@ -226,7 +226,7 @@ def _tiles(found: Found) -> list[tuple[str, str, str]]:
         (spot, c["method"]) for c in found["curves"] if c["model"] == found["policy"] for spot in c["points"]
     ]
     best, method = max(own, key=lambda pair: (pair[0]["accuracy"], -pair[0]["flops"]))
-    shown.append((f"{found['policy']}, {method}, N={best['n']}", *_number(best)))
+    shown.append((f"best with hindsight: {found['policy']}, {method}, N={best['n']}", *_number(best)))
     return shown
 
 

@@ -158,7 +158,12 @@ def _transformers_model(path: str) -> Any:
         key: value for key, value in read_config(path).items() if key not in ("auto_map", "architectures")
     }
     weights = open_hf(folder)
-    kind = config.pop("model_type")
-    model = AutoModel.from_config(AutoConfig.for_model(kind, **config), dtype=torch.float32).eval()
-    model.load_state_dict({name: weights.tensor(name) for name in model.state_dict()})
+    try:
+        kind = config.pop("model_type")
+        model = AutoModel.from_config(AutoConfig.for_model(kind, **config), dtype=torch.float32).eval()
+        model.load_state_dict({name: weights.tensor(name) for name in model.state_dict()})
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise WcseError(
+            f"{path}: transformers cannot run this model ({error}); it cannot be checked"
+        ) from error
     return model

@@ -179,3 +179,10 @@ class GenerativePRM:
         if mirror is not None:
             self._open.pop(mirror, None)
             self.engine.abort(mirror)
+
+    def reset(self) -> None:
+        """Forget everything asked and stored."""
+        self._open.clear()
+        self._mirrors.clear()
+        self._nodes.clear()
+        self.engine.reset()

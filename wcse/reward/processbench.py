@@ -113,8 +113,14 @@ def evaluate(cases: Sequence[Case], scores: Sequence[Sequence[float]], threshold
 
 
 def best_threshold(cases: Sequence[Case], scores: Sequence[Sequence[float]]) -> float:
-    """The threshold with the best F1 on these cases, half-way between two scores; the lowest among equals."""
+    """The threshold with the best F1 on these cases, half-way between two scores; the lowest among equals.
+
+    Raises:
+        WcseError: there is no score to choose by, or F1 means nothing (see ``evaluate``).
+    """
     values = sorted({score for row in scores for score in row if not math.isnan(score)})
+    if not values:
+        raise WcseError("no threshold can be chosen: the verifier gave no score on these cases")
     middles = [(a + b) / 2 for a, b in pairwise(values)]
     candidates = [values[0], *_thinned(middles)]
     return max(candidates, key=lambda t: (evaluate(cases, scores, t).f1, -t))

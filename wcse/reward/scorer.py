@@ -87,6 +87,10 @@ class SharedHead:
         """Forget what is queued for a problem."""
         self._queue = [entry for entry in self._queue if entry[0] is not root]
 
+    def reset(self) -> None:
+        """Forget what is queued; what is stored is the policy's."""
+        self._queue = []
+
 
 @dataclass(eq=False)
 class _Step:
@@ -279,6 +283,16 @@ class SeparatePRM:
             reading.step.waiting.clear()
             self.runner.release(reading.span)
 
+    def reset(self) -> None:
+        """Forget everything queued and stored. A step that broke off has counted tokens as stored that are not."""
+        for reading in self._queue:
+            reading.step.waiting.clear()
+        self._queue = []
+        self._mirrors.clear()
+        self._steps.clear()
+        self._texts.clear()
+        self.runner.reset()
+
     def _need(self, reading: _Reading) -> int:
         return self.runner.missing(reading.span) // 16 + 2
 
@@ -372,3 +386,8 @@ class ImplicitPRM:
         """Forget what is queued for a problem, in both models."""
         self.model.abort(root)
         self.reference.abort(root)
+
+    def reset(self) -> None:
+        """Forget everything queued and stored, in both models."""
+        self.model.reset()
+        self.reference.reset()

@@ -68,13 +68,18 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             f"{path}: cannot be read ({error}); give labelled steps as .jsonl or .parquet"
         ) from None
     for number, row in enumerate(rows, 1):
-        if not {"prompt", "completions", "labels"} <= row.keys() or len(row["completions"]) != len(
-            row["labels"]
-        ):
+        if not _labelled(row):
             raise WcseError(
                 f"{path}, row {number}: needs prompt, completions and as many labels as completions"
             )
     return rows
+
+
+def _labelled(row: Any) -> bool:
+    if not isinstance(row, dict) or not {"prompt", "completions", "labels"} <= row.keys():
+        return False
+    steps, labels = row["completions"], row["labels"]
+    return isinstance(steps, list) and isinstance(labels, list) and len(steps) == len(labels)
 
 
 def usable(label: float | None) -> bool:
@@ -153,7 +158,8 @@ def features_of(model: LoadedModel, rows: Sequence[Row]) -> Tensor:
         while todo and (not batch or work.tokens + len(todo[-1].ids) <= FEATURE_TOKENS):
             row = todo.pop()
             span = Span(None, row.ids)
-            assert runner.store(work, span, len(row.ids))
+            if not runner.store(work, span, len(row.ids)):
+                raise RuntimeError("the pages are counted for the longest row and one batch")
             batch.append((row, span))
         hidden = runner.run(work, every_row=True)
         begin = 0
@@ -164,8 +170,19 @@ def features_of(model: LoadedModel, rows: Sequence[Row]) -> Tensor:
     return torch.cat(parts)
 
 
-def train_head(features: Tensor, labels: Tensor, *, epochs: int, seed: int) -> nn.Sequential:
-    """Two layers from a state to one logit. Half the inner units are dropped: labels are few and noisy."""
+def train_head(features: Tensor, labels: Tensor, *, epochs: float, seed: int) -> nn.Sequential:
+    """Two layers from a state to one logit. Half the inner units are dropped: labels are few and noisy.
+
+    Args:
+        features: float32 [reads, hidden size].
+        labels: float32 [reads], 0 to 1.
+        epochs: passes, in batches of 256.
+
+    Raises:
+        WcseError: no passes.
+    """
+    if not epochs > 0:
+        raise WcseError(f"epochs={epochs:g}: must be positive")
     torch.manual_seed(seed)
     head = nn.Sequential(
         nn.Linear(features.shape[1], HEAD_UNITS),
@@ -173,7 +190,7 @@ def train_head(features: Tensor, labels: Tensor, *, epochs: int, seed: int) -> n
         nn.Linear(HEAD_UNITS, 1),
     )
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.3)
-    steps = max(1, epochs * len(labels) // 256)
+    steps = max(1, int(epochs * len(labels)) // 256)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for _ in range(steps):
         chosen = torch.randint(len(labels), (256,))

@@ -75,3 +75,6 @@ class PolicyScorer:
 
     def abort(self, root: Root) -> None:
         """Nothing is queued."""
+
+    def reset(self) -> None:
+        """Nothing is queued, and nothing of its own is stored."""

@@ -8,13 +8,14 @@ solution. Ties between equal scores go to the later beam, as its sort has it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from wcse.search.config import SearchConfig
 from wcse.search.ranking import distinct
 from wcse.search.rollout import values
-from wcse.types import Expand, Node, Parallel, Search
-from wcse.votes import aggregate
+from wcse.types import Expand, Finish, Node, Parallel, Search
+from wcse.votes import aggregate, rank_key
 
 
 def beam_search(root: Node, config: SearchConfig) -> Search:
@@ -35,11 +36,11 @@ def beam_search(root: Node, config: SearchConfig) -> Search:
         if not live:
             break
         scores = [aggregate(node.path_scores, config.aggregation) for node in live]
-        order = sorted(range(len(live)), key=lambda index: (scores[index], index))
-        best = sorted(order[-(config.n // config.beam_width) :])
+        order = sorted(range(len(live)), key=lambda index: rank_key(scores[index], (-index,)))
+        best = sorted(order[: config.n // config.beam_width])
         kept = [live[index] for index in best]
     if config.sort_completed:
-        done.sort(key=lambda node: -aggregate(node.path_scores, config.aggregation))
+        done.sort(key=lambda node: rank_key(_worth(node, config), ()))  # stable: ties as they ended
     return done[: config.n]
 
 
@@ -51,25 +52,26 @@ def dvts(root: Node, config: SearchConfig) -> Search:
     going = list(range(count))
     for round_ in range(1, config.num_iterations + 1):
         first = round_ == 1
+        to_end = round_ == config.num_iterations
         groups = yield Parallel(
-            tuple(
-                Expand(
-                    heads[tree],
-                    width,
-                    first=tree * width if first else 0,
-                    to_end=round_ == config.num_iterations,
-                )
-                for tree in going
-            )
+            tuple(Expand(heads[tree], width, tree * width if first else 0, to_end) for tree in going)
         )
-        worth = yield from values([child for group in groups for child in group], config)
+        scored = [child for group in groups for child in group if child.finish is not Finish.ERROR]
+        worth = yield from values(scored, config)
         for tree, children in zip(going, groups, strict=True):
             last[tree] = children
-            heads[tree] = max(children, key=lambda child: worth[child.path])
+            heads[tree] = min(children, key=lambda node: rank_key(worth.get(node.path, math.nan), node.path))
         going = [tree for tree in going if heads[tree].live and not _boxed(heads[tree])]
         if not going:
             break
     return [child for children in last for child in children]
+
+
+def _worth(node: Node, config: SearchConfig) -> float:
+    """Its aggregated score; NaN for a step that failed, which nobody scored."""
+    if node.finish is Finish.ERROR:
+        return math.nan
+    return aggregate(node.path_scores, config.aggregation)
 
 
 def _boxed(node: Node) -> bool:

@@ -57,13 +57,8 @@ def dvts(root: Node, config: SearchConfig) -> Search:
         yield from judge([(best, group) for (_, best), group in zip(growing, groups, strict=True)], config)
         for (tree, best), children in zip(growing, groups, strict=True):
             tree.advance(children, best)
-        del (
-            groups,
-            children,
-            growing,
-            tree,
-            best,
-        )  # a node that nobody holds is pruned, and its memory is free again
+        # A node that nobody holds is pruned, and its memory is free again.
+        del groups, children, growing, tree, best
     return [node for tree in subtrees for node in solutions(tree.complete, tree.truncated, tree.width)]
 
 

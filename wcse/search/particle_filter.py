@@ -9,6 +9,7 @@ The particles that are returned count one vote each: a last resampling turns une
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def particle_filter(root: Node, config: SearchConfig) -> Search:
             weight * increment(old, new, config.potential, config.aggregation) if old.live else weight
             for weight, old, new in zip(weights, particles, grown, strict=True)
         ]
-        particles = grown
+        particles, weights = grown, rescaled(weights)
         del copies, groups, heirs, grown
         last = not any(node.live for node in particles)
         uneven = effective_size(weights) < (1 - 1e-9 if last else config.ess_threshold) * config.n
@@ -59,7 +60,16 @@ def increment(old: Node, new: Node, potential: str, aggregation: str) -> float:
         if potential == "odds":
             steps = [score / max(1 - score, 1e-7) for score in steps]
         factor = math.prod(steps)
-    return factor if factor >= 0 else 0.0  # NaN, too, is not >= 0
+    return min(factor, sys.float_info.max) if factor >= 0 else 0.0  # NaN, too, is not >= 0
+
+
+def rescaled(weights: Sequence[float]) -> list[float]:
+    """The weights times a power of two, so that the largest lies in [0.5, 1).
+
+    Only ratios count. Forty steps of an odds of 1e7 would leave a float's range; a power of two changes no other bit.
+    """
+    _, exponent = math.frexp(max(weights))
+    return [math.ldexp(weight, -exponent) for weight in weights]
 
 
 def effective_size(weights: Sequence[float]) -> float:

@@ -6,11 +6,11 @@ as in ``beam_search(n=16,lookahead=2)``.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from wcse.names import suggest
 from wcse.search.config import SearchConfig, read_option
 from wcse.types import Node, Search, WcseError
 
@@ -99,7 +99,7 @@ def read_spec(text: str, aliases: Mapping[str, str], registry: Mapping[str, Stra
     name = aliases.get(name.strip(), name.strip())
     if name not in registry:
         raise WcseError(
-            f"strategy={name!r} is unknown{_close(name, registry)}; use one of {', '.join(registry)}"
+            f"strategy={name!r} is unknown{suggest(name, registry)}; use one of {', '.join(registry)}"
         )
     if not paren:
         return Spec(name, {})
@@ -111,15 +111,10 @@ def read_spec(text: str, aliases: Mapping[str, str], registry: Mapping[str, Stra
         option, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or option not in known:
             raise WcseError(
-                f"strategy={text!r}: {name} has no option {option!r}{_close(option, known)}; "
+                f"strategy={text!r}: {name} has no option {option!r}{suggest(option, known)}; "
                 f"it has {', '.join(known)}"
             )
         if option in options:
             raise WcseError(f"strategy={text!r}: {option} is given twice")
         options[option] = read_option(option, value)
     return Spec(name, options)
-
-
-def _close(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

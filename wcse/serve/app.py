@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from wcse.serve.errors import ApiError
+from wcse.serve.errors import ApiError, json_reply
 from wcse.serve.fields import as_api_error
 from wcse.serve.guard import LOOPBACK, Guard
 from wcse.serve.openai_api import OpenAI
@@ -37,7 +38,7 @@ def create_app(service: Service) -> FastAPI:
         yield
         service.close()
 
-    app = FastAPI(title="wcse", docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(openapi_url=None, lifespan=lifespan, redirect_slashes=False)
     openai, tokens = OpenAI(service), Tokens(service)
     schemas = Schemas(service.config.limits, service.model.spec.vocab_size, service.config.max_logprobs)
     routes: list[tuple[str, str, Callable[[Request], Any]]] = [
@@ -55,8 +56,11 @@ def create_app(service: Service) -> FastAPI:
         ("POST", "/score", tokens.score),
         ("POST", "/inference/v1/generate", tokens.generate),
     ]
+    described = APIRouter()
     for method, path, endpoint in routes:
-        app.add_api_route(
+        # Endpoints read their requests themselves: a plain route, without what FastAPI would prepare for each call.
+        app.add_route(path, endpoint, methods=[method])
+        described.add_api_route(
             path,
             endpoint,
             methods=[method],
@@ -64,6 +68,8 @@ def create_app(service: Service) -> FastAPI:
             openapi_extra=schemas.operation(path),
             summary=(endpoint.__doc__ or "").strip() or None,
         )
+    schema = get_openapi(title="wcse", version="1", routes=described.routes)
+    app.add_route("/openapi.json", lambda _: json_reply(schema), methods=["GET"])
     _add_error_handlers(app, service)
     app.add_middleware(Guard, keys=service.config.keys)
     return app
@@ -115,6 +121,7 @@ def make_server(service: Service, *, host: str, port: int) -> uvicorn.Server:
             log_level="error",  # not a line for each broken request
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody asks where a request came from
             limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=30,
             http=BoundedProtocol,

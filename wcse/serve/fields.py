@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wcse.engine.params import FieldError, SamplingParams
+from wcse.engine.params import REFUSED, FieldError, SamplingParams
 from wcse.names import suggest
 from wcse.serve.errors import ApiError, bad
 from wcse.types import WcseError
@@ -100,7 +100,8 @@ def check_names(body: Mapping[str, Any], known: Iterable[str], *, lenient: bool 
     for name in body:
         if name not in names and name not in IGNORED and not lenient:
             shown = name[:64]
-            raise bad(shown, f"unknown field {shown!r}{suggest(shown, names)}", "unknown_parameter")
+            reason = f": {REFUSED[name]}" if name in REFUSED else suggest(shown, names)
+            raise bad(shown, f"unknown field {shown!r}{reason}", "unknown_parameter")
     return {name: value for name, value in body.items() if name in names and value is not None}
 
 
@@ -202,7 +203,7 @@ def sampling(body: Mapping[str, Any], *, structured: bool, **extra: Any) -> Samp
     if body.get("response_format") is not None:
         chosen.update(_response_format(body["response_format"]))
     try:
-        params = SamplingParams.parse(chosen)
+        params = SamplingParams(**chosen)
     except FieldError as error:
         raise bad(error.field, str(error)) from None
     _check_sizes(params)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,10 @@ from wcse.engine.driver import Driver, Job, Outcome
 from wcse.engine.generate import Backend
 from wcse.engine.runner import KVMemoryError
 from wcse.types import WcseError
+
+PART_SECONDS = 1e-3
+"""Time between two parts of a stream for each request that runs: about four times what server and client need for a
+part. One client hears of every token at once; many do not slow the engine down."""
 
 
 class Stopped(Exception):
@@ -47,8 +52,9 @@ class Work(ABC):
     def abort(self, loop: EngineLoop) -> None:
         """Stop and free everything."""
 
-    def flush(self) -> None:
-        """Called after every step: send what changed, if it is wanted."""
+    def flush(self, now: float, gap: float) -> None:
+        """Called after every step: send what changed, if it is wanted and ``gap`` seconds have passed since the last
+        time; ``now`` is by ``time.perf_counter``."""
         return
 
     def send(self, event: Any) -> None:
@@ -125,7 +131,8 @@ class EngineLoop:
     @property
     def busy(self) -> bool:
         scorer = self.driver.scorer
-        return self.backend.busy or (scorer is not None and scorer.waiting > 0)
+        # A search may end as it begins, before anything was written.
+        return self.backend.busy or self.driver.ended or (scorer is not None and scorer.waiting > 0)
 
     def _run(self) -> None:
         while True:
@@ -166,8 +173,9 @@ class EngineLoop:
             done = self._searches.pop(outcome.job, None)
             if done is not None:
                 done(outcome)
+        now, gap = time.perf_counter(), PART_SECONDS * (len(self.active) - 1)
         for work in list(self.active):
-            work.flush()
+            work.flush(now, gap)
         self.on_step()
 
     def _post(self) -> None:
@@ -204,3 +212,5 @@ class EngineLoop:
             work.send(shown)
         self.backend.reader.reset()
         self.backend.engine.reset()
+        if self.driver.scorer is not None:
+            self.driver.scorer.reset()

@@ -19,7 +19,8 @@ class Metrics:
         self._model = model
 
         def make(kind: type, name: str, about: str, labels: tuple[str, ...] = ()) -> Any:
-            return kind(f"wcse:{name}", about, ("model_name", *labels), registry=self.registry)
+            metric = kind(f"wcse:{name}", about, ("model_name", *labels), registry=self.registry)
+            return metric if labels else metric.labels(model)
 
         self._running = make(Gauge, "num_requests_running", "requests in the engine")
         self._rows = make(Gauge, "num_sequences_running", "completions that are written now")
@@ -40,37 +41,36 @@ class Metrics:
             ("model_name",),
             registry=self.registry,
             buckets=_SECONDS,
-        )
+        ).labels(model)
 
     def finished(self, prompt_tokens: int, completion_tokens: int, reasons: list[str]) -> None:
         """A request has ended by itself."""
-        self._prompt.labels(self._model).inc(prompt_tokens)
-        self._generated.labels(self._model).inc(completion_tokens)
+        self._prompt.inc(prompt_tokens)
+        self._generated.inc(completion_tokens)
         for reason in reasons:
             self._ended.labels(self._model, reason).inc()
 
     def searched(self, nodes: int, prm_tokens: int, prm_reused: int) -> None:
-        self._nodes.labels(self._model).inc(nodes)
-        self._prm.labels(self._model).inc(prm_tokens)
-        self._prm_reused.labels(self._model).inc(prm_reused)
+        self._nodes.inc(nodes)
+        self._prm.inc(prm_tokens)
+        self._prm_reused.inc(prm_reused)
 
     def refused(self, status: int) -> None:
         self._refused.labels(self._model, str(status)).inc()
 
     def first_text(self, seconds: float) -> None:
-        self._first.labels(self._model).observe(seconds)
+        self._first.observe(seconds)
 
     def page(self, engine: Engine, running: int) -> bytes:
         """The text of ``/metrics``."""
         stats = engine.runner.tree.stats()
-        self._running.labels(self._model).set(running)
-        self._rows.labels(self._model).set(len(engine.rows))
-        self._usage.labels(self._model).set(1 - stats["free"] / stats["total"])
-        self._pinned.labels(self._model).set(stats["pinned"] + stats["in_flight"])
+        self._running.set(running)
+        self._rows.set(len(engine.rows))
+        self._usage.set(1 - stats["free"] / stats["total"])
+        self._pinned.set(stats["pinned"] + stats["in_flight"])
         self._set(self._hits, engine.reused)
         self._set(self._queries, engine.reused + engine.runner.computed)
         return bytes(generate_latest(self.registry))
 
     def _set(self, counter: Counter, value: int) -> None:
-        child = counter.labels(self._model)
-        child.inc(max(0.0, value - child._value.get()))
+        counter.inc(max(0.0, value - counter._value.get()))

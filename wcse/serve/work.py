@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -58,6 +59,7 @@ class CompletionWork(Work):
         self._left = len(prompts)
         self._changed: dict[tuple[int, int], Draft] = {}
         self._sent: dict[tuple[int, int], _Sent] = {}
+        self._last = -math.inf  # when something was sent
         self._loop: EngineLoop | None = None
 
     def start(self, loop: EngineLoop) -> None:
@@ -98,9 +100,10 @@ class CompletionWork(Work):
             self._loop.done(self)
             self._running = []
 
-    def flush(self) -> None:
-        """A reader that is behind gets the tokens of several steps at once."""
-        if self.wanted:
+    def flush(self, now: float, gap: float) -> None:
+        """A reader that is behind, or one of many, gets the tokens of several steps at once."""
+        if self._changed and self.wanted and now - self._last >= gap:
+            self._last = now
             self._send_changes()
 
     def _send_changes(self) -> None:
@@ -233,5 +236,5 @@ def without_limit(params: SamplingParams, room: int) -> SamplingParams:
     """
     if params.min_tokens > room:
         raise FieldError("min_tokens", params.min_tokens, f"the context has room for {room} more tokens")
-    most = room if params.max_tokens is None else min(params.max_tokens, room)
-    return replace(params, max_tokens=max(1, most))
+    most = max(1, room if params.max_tokens is None else min(params.max_tokens, room))
+    return params if params.max_tokens == most else replace(params, max_tokens=most)

@@ -34,9 +34,9 @@ from .tokenizer import END, PAD, load_tokenizer, prompt_text, save_tokenizer, to
 
 Row = tuple[list[int], int]
 
+_WIDE = {"hidden_size": 320, "intermediate_size": 832, "num_attention_heads": 10}
 #: The family: one recipe, about 1, 3 and 10 times the parameters (2.6, 7.7 and 25.5 M with 1280 tokens). The third
 #: is as wide as the second, so that it can be grown from it.
-_WIDE = {"hidden_size": 320, "intermediate_size": 832, "num_attention_heads": 10}
 SIZES: dict[str, dict[str, int]] = {
     "tiny-wc": {},
     "tiny-se": {**_WIDE, "num_hidden_layers": 7},

@@ -56,13 +56,12 @@ def llama(model: dict[str, str], precision: str, threads: int, port: int) -> Lau
 
 
 def vllm(model: dict[str, str], precision: str, threads: int, port: int) -> Launch:
-    options = (
-        f"--dtype {precision} --max-model-len 2048 --max-num-seqs 256 --port {port} --disable-log-requests"
-    )
-    command = [_script("vllm"), "serve", model["policy"], *options.split()]
+    options = f"--dtype {precision} --max-model-len 2048 --max-num-seqs 256 --host 127.0.0.1 --port {port}"
+    # The module behind ``vllm serve``: that command asks for a distribution of another name than the CPU build's.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model["policy"]]
     cores = sorted(os.sched_getaffinity(0))[:threads]
     env = {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    return Launch(command, env)
+    return Launch([*command, *options.split()], env)
 
 
 Start = Callable[[dict[str, str], str, int, int], Launch]
@@ -160,9 +159,11 @@ class ServerSide:
         except (OSError, ValueError, http.client.HTTPException) as error:
             replies.errors.append(f"{type(error).__name__}: {error}"[:300])
             return
-        if len(reply["choices"]) != item.n:
-            replies.errors.append(f"{len(reply['choices'])} choices of {item.n}")
-        replies.add(int(reply["usage"]["completion_tokens"]))
+        # Not the reply's usage: llama.cpp's counts one choice of them all.
+        whole = sum(choice["finish_reason"] == "length" for choice in reply["choices"])
+        if whole != item.n:
+            replies.errors.append(f"{whole} choices of {item.n} have {item.new_tokens} tokens")
+        replies.add(whole * item.new_tokens)
 
     def _answers(self) -> bool:
         try:

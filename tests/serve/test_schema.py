@@ -8,13 +8,10 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("fastapi")
 jsonschema_rs = pytest.importorskip("jsonschema_rs")
 
-from live_server import Live, serving  # noqa: E402
+from live_server import Live  # noqa: E402
 from serve_storms import GOOD  # noqa: E402
-
-from wcse.serve.service import ServeConfig  # noqa: E402
 
 WITH = {"stream_options": {"stream": True}, "top_logprobs": {"logprobs": True}}
 """What a field needs beside it."""
@@ -24,12 +21,6 @@ VALUES: tuple[Any, ...] = (
     ["\ud800"], [-1], [2**63], {}, {"zz": 1}, [{"zz": 1}],
 )  # fmt: skip
 NOT_FINITE = ("NaN", "Infinity", "-Infinity", "1e400", "-1e400", "[NaN]", '{"zz": Infinity}')
-
-
-@pytest.fixture(scope="module")
-def live() -> Iterator[Live]:
-    with serving(ServeConfig(model="tiny-wc", prm="shared", kv_memory=0.1, structured=True)) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
