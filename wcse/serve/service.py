@@ -51,7 +51,7 @@ class ServeConfig:
         name: what clients call it; None: its own name.
         prm: verifier, as in a recipe; None: only searches without one.
         device, dtype, kv_cache_dtype, quantization: as for ``LLM``; all but the last are the verifier's too.
-        kv_memory: GiB for keys and values of policy and verifier together; on a GPU of each.
+        kv_memory: GiB for keys and values of policy and verifier together.
         keys: accepted API keys; none: callers on this machine only.
         strategy_policy: policy file of ``wcse optimal`` for these models; it makes ``NAME@auto-2x`` a model.
         structured: take JSON schemas and grammars from requests.
@@ -275,7 +275,7 @@ def _scorer(config: ServeConfig, engine: Engine) -> Scorer | None:
     return load_verifier(
         config.prm,
         engine,
-        kv_memory=engine.runner.memory if config.device == "cpu" else config.kv_memory,
+        kv_memory=engine.runner.memory,
         family=config.prm_family,
         device=config.device,
         dtype=config.dtype,
