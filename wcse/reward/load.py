@@ -45,8 +45,10 @@ def load_verifier(
     """The verifier of that name: 'shared', 'policy:MEASURE', or a model of its own.
 
     Raises:
-        WcseError: as ``load_shared_head``, ``PolicyScorer`` or ``load_prm``.
+        WcseError: as ``load_shared_head``, ``PolicyScorer`` or ``load_prm``, or ``quantization`` is of no weights.
     """
+    if quantization is not None and (name == SHARED or name.startswith(OWN)):
+        raise WcseError(f"prm_quantization={quantization!r} needs a verifier of its own; prm is {name!r}")
     if name == SHARED:
         return load_shared_head(engine)
     if name.startswith(OWN):
