@@ -113,8 +113,8 @@ def _attention_case(suite: Suite, model: str, kind: str, grown: Grown, prompt: i
         "flops": 4.0 * sum(map(len, grown.slots)) * heads * d,
     }
 
-    def ours(side: str, list_: work.DeviceList) -> None:
-        run = lambda: kernels.tree_attention(q, k.transpose(2, 3), v, list_, **options)  # noqa: E731
+    def ours(side: str, list_: work.DeviceList, keys: Tensor = k, values: Tensor = v) -> None:
+        run = lambda: kernels.tree_attention(q, keys.transpose(2, 3), values, list_, **options)  # noqa: E731
         note = f"reads {list_.traffic.ratio:.2f}x unique, {list_.n_items} items, {list_.n_slots} partials"
         row = suite.time("attention", case, side, run, **floor, error=_worst(run(), exact), note=note)
         if not suite.dry and side.startswith("tree"):
@@ -122,6 +122,8 @@ def _attention_case(suite: Suite, model: str, kind: str, grown: Grown, prompt: i
             row.predicted_ms = modelled(machine, MODEL_SHAPES[model], list_).seconds * 1e3
 
     ours(f"tree M={chosen.tile_m} (chosen)", chosen)
+    layers = 2 if suite.dry else MODEL_SHAPES[model].layers
+    ours(f"tree M={chosen.tile_m}, as the engine's pool", chosen, *_in_whole_pages(k, v, layers))
     for tile_m in () if suite.quick or suite.dry else work.tile_sizes(group, d, suite.dtype):
         if tile_m != chosen.tile_m:
             ours(f"tree M={tile_m}", place(tile_m))
@@ -143,6 +145,13 @@ def _attention_case(suite: Suite, model: str, kind: str, grown: Grown, prompt: i
             suite.time("attention", case, peer.name, peer.run, **floor, error=error, note=peer.note)
         except Exception as error:  # a peer's own: it must not cost the others
             suite.skip(f"{peer.name}, {case}", f"{type(error).__name__}: {str(error)[:90]}")
+
+
+def _in_whole_pages(k: Tensor, v: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+    """Keys and values as one layer of pages that hold all layers; see ``KVPool``."""
+    room = torch.zeros((len(k), layers, 2, *k.shape[1:]), dtype=k.dtype, device=k.device)
+    keys, values = room[:, layers // 2].unbind(1)
+    return keys.copy_(k), values.copy_(v)
 
 
 def _attention_peers(

@@ -13,7 +13,7 @@ from wcse import zoo
 from wcse.engine.generate import Generation, Prompt
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
-from wcse.engine.runner import pages
+from wcse.engine.spans import pages
 
 PROMPT, LEAVES, NEW = 512, 256, 64
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import prm_tokens
 import pytest
 import torch
 from bench_step import ROWS, decode_batch, qwen_shape
@@ -305,3 +306,11 @@ def test_share_of_a_policy_step(benchmark: Any) -> None:
         "threads": torch.get_num_threads(),
     }
     benchmark.pedantic(score, rounds=3)
+
+
+def test_tokens_of_a_real_search_are_each_read_once(tmp_path: Path) -> None:
+    """``prm_tokens.py`` counts what the ledger does. Depth is beyond the embedded policy's, so all rounds count."""
+    options = ["tiny-wc", "--problems", "gsm_symbolic:size=1,seed=20261122", "--n", "8", "--max-tokens", "96"]
+    (row,) = prm_tokens.searches(prm_tokens.parse(options), tmp_path)
+    assert row["read_once"] == row["ledger"]
+    assert row["full_text"] > row["read_once"] > row["prompt"] > 0

@@ -19,7 +19,7 @@ from roofline import SHAPES as MODEL_SHAPES
 from wcse import _core
 from wcse.engine.device_loop import MACHINES as MACHINE_COUNT
 from wcse.engine.device_loop import DeviceLoop, RoundRows
-from wcse.engine.runner import opened_pages
+from wcse.engine.spans import opened_pages
 from wcse.models.decoder import Batch, Decoder
 from wcse.models.spec import spec_from_hf
 from wcse.models.weights import Weights

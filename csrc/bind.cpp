@@ -10,7 +10,6 @@
 #include "arrays.h"
 #include "cpu/bind_forward.h"
 #include "cpu/bind_kernels.h"
-#include "decommit.h"
 #include "kv_tree.h"
 #include "plan.h"
 #include "tests/bind_testing.h"
@@ -83,13 +82,20 @@ std::pair<int32_t, int64_t> match_prefix(KVTree& tree, const py::object& tokens,
     return tree.match_prefix(ids.data(), size_of(ids), under);
 }
 
-// Blocks of an array of equal blocks; neighbours are given back together.
-void decommit_blocks(uintptr_t start, size_t bytes, std::vector<int32_t> blocks) {
-    std::sort(blocks.begin(), blocks.end());
-    for (size_t i = 0, j; i < blocks.size(); i = j) {
-        for (j = i + 1; j < blocks.size() && blocks[j] == blocks[j - 1] + 1;) j++;
-        wcse::decommit(start + static_cast<size_t>(blocks[i]) * bytes, (j - i) * bytes);
-    }
+void lend(KVTree& tree, const py::object& pages) {
+    const Ints ids = int32_array(pages, "pages");
+    tree.lend(ids.data(), size_of(ids));
+}
+
+void take_back(KVTree& tree, const py::object& pages) {
+    const Ints ids = int32_array(pages, "pages");
+    tree.take_back(ids.data(), size_of(ids));
+}
+
+void relocate(KVTree& tree, const py::object& from, const py::object& to) {
+    const Ints old = int32_array(from, "from"), fresh = int32_array(to, "to");
+    same_size(old, "from", fresh, "to");
+    tree.relocate(old.data(), fresh.data(), size_of(old));
 }
 
 void bind_kv_tree(py::module_& m) {
@@ -108,8 +114,10 @@ void bind_kv_tree(py::module_& m) {
         .def("drop", &KVTree::drop, py::arg("node"))
         .def("match_prefix", &match_prefix, py::arg("tokens"), py::arg("under") = KVTree::kRoot)
         .def("evict", &KVTree::evict, py::arg("n_pages"))
-        .def("lend", [](KVTree& tree, int64_t n_pages) { return to_array(tree.lend(n_pages)); }, py::arg("n_pages"))
-        .def("take_back", &KVTree::take_back, py::arg("n_pages"))
+        .def("spare", [](const KVTree& tree) { return to_array(tree.spare()); })
+        .def("lend", &lend, py::arg("pages"))
+        .def("take_back", &take_back, py::arg("pages"))
+        .def("relocate", &relocate, py::arg("source"), py::arg("target"))
         .def("check", &KVTree::check)
         .def("alive", &KVTree::alive, py::arg("node"))
         .def("length", &KVTree::length, py::arg("node"))
@@ -120,7 +128,6 @@ void bind_kv_tree(py::module_& m) {
         .def("tokens", [](const KVTree& tree, int32_t node) { return to_array(tree.tokens(node)); }, py::arg("node"))
         .def("pages", [](const KVTree& tree, int32_t node) { return to_array(tree.pages(node)); }, py::arg("node"))
         .def("stats", &stats_dict);
-    m.def("decommit_blocks", &decommit_blocks, py::arg("address"), py::arg("bytes"), py::arg("blocks"));
 }
 
 // ---------------------------------------------------------------------------------------------------- plan

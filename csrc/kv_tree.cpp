@@ -26,6 +26,7 @@ KVTree::KVTree(int64_t num_pages, bool debug) : total_(num_pages), debug_(debug)
                                     ", must be between 1 and " + std::to_string(most));
     free_.resize(static_cast<size_t>(num_pages));
     for (size_t i = 0; i < free_.size(); i++) free_[i] = static_cast<int32_t>(free_.size() - 1 - i);
+    lent_.resize(free_.size(), 0);
     nodes_.emplace_back();
     at(kRoot).used = at(kRoot).sealed = true;
     at(kRoot).holds = 1;
@@ -111,14 +112,13 @@ void KVTree::amend_rows(const int32_t* nodes, const int32_t* drop, const int32_t
         if (next > n_tokens) refuse("amend_rows", nodes[i], "gets fewer tokens than it counts");
         need_extensible(nodes[i], tokens + next - counts[i], static_cast<size_t>(counts[i]), "amend_rows");
     }
-    next = 0;
-    for (size_t i = 0; i < rows; i++) {
+    for (size_t i = rows; i-- > 0;) {
         Node& node = at(nodes[i]);
         node.tokens.resize(node.tokens.size() - static_cast<size_t>(drop[i]));
         node.depth -= drop[i];
         tokens_ -= drop[i];
+        next -= static_cast<size_t>(counts[i]);
         std::copy_n(tokens + next, counts[i], node.tokens.end() - counts[i]);
-        next += static_cast<size_t>(counts[i]);
         while (static_cast<int64_t>(node.pages.size()) > pages_for(static_cast<int64_t>(node.tokens.size()))) {
             free_.push_back(node.pages.back());  // never allocates: it once held them all
             node.pages.pop_back();
@@ -196,22 +196,40 @@ int64_t KVTree::evict(int64_t n_pages) {
     return freed;
 }
 
-std::vector<int32_t> KVTree::lend(int64_t n_pages) {
-    if (n_pages < 0) throw std::invalid_argument("lend: n_pages is " + std::to_string(n_pages) + ", must be >= 0");
-    const auto first = free_.end() - std::min(n_pages, free_pages());
-    std::vector<int32_t> pages(first, free_.end());
-    lent_.insert(lent_.end(), pages.begin(), pages.end());
-    free_.erase(first, free_.end());
+void KVTree::lend(const int32_t* pages, size_t n) {
+    std::vector<char> spare = marked(free_);
+    claim_each(spare, pages, n, "lend", "is not spare");
+    free_.erase(std::remove_if(free_.begin(), free_.end(), [&](int32_t page) { return !spare[static_cast<size_t>(page)]; }),
+                free_.end());
+    for (size_t i = 0; i < n; i++) lent_[static_cast<size_t>(pages[i])] = 1;
+    n_lent_ += static_cast<int64_t>(n);
     audit();
-    return pages;
 }
 
-void KVTree::take_back(int64_t n_pages) {
-    if (n_pages < 0 || n_pages > static_cast<int64_t>(lent_.size()))
-        throw std::invalid_argument("take_back: n_pages is " + std::to_string(n_pages) + ", must be between 0 and " +
-                                    std::to_string(lent_.size()));
-    free_.insert(free_.end(), lent_.end() - n_pages, lent_.end());  // never allocates: it once held them all
-    lent_.erase(lent_.end() - n_pages, lent_.end());
+void KVTree::take_back(const int32_t* pages, size_t n) {
+    claim_each(lent_, pages, n, "take_back", "is not lent");
+    for (size_t i = n; i-- > 0;) free_.push_back(pages[i]);  // never allocates: it once held them all
+    n_lent_ -= static_cast<int64_t>(n);
+    audit();
+}
+
+void KVTree::relocate(const int32_t* from, const int32_t* to, size_t n) {
+    std::vector<char> spare = marked(free_), owned(static_cast<size_t>(total_), 0);
+    for (const Node& node : nodes_)
+        for (int32_t page : node.pages) owned[static_cast<size_t>(page)] = 1;
+    claim_each(owned, from, n, "relocate", "belongs to no node");
+    claim_each(spare, to, n, "relocate", "is not spare");
+    std::vector<int32_t> moved(static_cast<size_t>(total_), kNone), back(static_cast<size_t>(total_), kNone);
+    for (size_t i = 0; i < n; i++) {
+        moved[static_cast<size_t>(from[i])] = to[i];
+        back[static_cast<size_t>(to[i])] = from[i];
+    }
+    const auto follow = [](std::vector<int32_t>& pages, const std::vector<int32_t>& map) {
+        for (int32_t& page : pages)
+            if (map[static_cast<size_t>(page)] != kNone) page = map[static_cast<size_t>(page)];
+    };
+    for (Node& node : nodes_) follow(node.pages, moved);
+    follow(free_, back);
     audit();
 }
 
@@ -237,7 +255,7 @@ const std::vector<int32_t>& KVTree::tokens(int32_t id) const { return need(id, "
 const std::vector<int32_t>& KVTree::pages(int32_t id) const { return need(id, "pages").pages; }
 
 KVTree::Stats KVTree::stats() const noexcept {
-    return {total_, total_ - used_pages(), cached_, pinned_, in_flight_, static_cast<int64_t>(lent_.size()), used_nodes_, tokens_, peak_used_, evicted_};
+    return {total_, total_ - used_pages(), cached_, pinned_, in_flight_, n_lent_, used_nodes_, tokens_, peak_used_, evicted_};
 }
 
 // ------------------------------------------------------------------------------------------------ the inside
@@ -259,6 +277,27 @@ void KVTree::need_pages(int64_t n_pages, const char* operation) const {
         throw KVExhausted(std::string(operation) + ": needs " + std::to_string(n_pages) + " pages, " +
                           std::to_string(free_pages()) + " are free and " + std::to_string(cached_) +
                           " cached of " + std::to_string(total_));
+}
+
+// By page, whether it is one of these.
+std::vector<char> KVTree::marked(const std::vector<int32_t>& pages) const {
+    std::vector<char> found(static_cast<size_t>(total_), 0);
+    for (int32_t page : pages) found[static_cast<size_t>(page)] = 1;
+    return found;
+}
+
+// Takes the marks of these pages away. Without its mark, or given twice, a page is refused and nothing is changed.
+void KVTree::claim_each(std::vector<char>& kind, const int32_t* pages, size_t n, const char* operation,
+                        const char* rule) const {
+    for (size_t i = 0; i < n; i++) {
+        if (pages[i] >= 0 && pages[i] < total_ && kind[static_cast<size_t>(pages[i])]) {
+            kind[static_cast<size_t>(pages[i])] = 0;
+            continue;
+        }
+        const std::string page = std::to_string(pages[i]);
+        while (i-- > 0) kind[static_cast<size_t>(pages[i])] = 1;
+        throw std::invalid_argument(std::string(operation) + ": page " + page + " " + rule + ", or is given twice");
+    }
 }
 
 // One reason more to keep the node. The first one takes it out of the cache and is a reason to keep its parent.

@@ -11,7 +11,7 @@
 //   in flight  touched by extend() since the last settle(): the running step still writes it. The step also
 //              reads the rest of the path, so an unsettled node holds itself and all of its ancestors.
 // Free pages can be lent: they are handed out no more until they are taken back, so that the memory behind them may
-// serve another tree. They stay free.
+// serve another tree. They stay free. Where a lender wants particular pages, relocate() empties them first.
 // Eviction order is that in which nodes stopped being held. A child stops before its parent, hence the oldest
 // cached node never has children and evicting is popping the front of a list.
 //
@@ -67,7 +67,8 @@ public:
 
     // What the device drew: the last `drop` tokens of nodes[i] go, pages that they leave empty are free, and the
     // counts[i] tokens before those become the next ones of `tokens`. All of them must be in flight, and a token in
-    // flight must remain. All or nothing.
+    // flight must remain. All or nothing. Pages become free in the reverse of the order in which extend_ahead() took
+    // them: the same extension takes the same pages again.
     void amend_rows(const int32_t* nodes, const int32_t* drop, const int32_t* counts, size_t rows,
                     const int32_t* tokens, size_t n_tokens);
 
@@ -93,11 +94,17 @@ public:
     // Frees least recently held cached nodes until n_pages are freed or none is left. Returns the pages freed.
     int64_t evict(int64_t n_pages);
 
-    // At most n_pages free pages that are not handed out from now on: their numbers. Evicts nothing.
-    std::vector<int32_t> lend(int64_t n_pages);
+    // The free pages that are not lent.
+    const std::vector<int32_t>& spare() const noexcept { return free_; }
 
-    // Hands out n_pages of those again.
-    void take_back(int64_t n_pages);
+    // These spare pages are not handed out from now on.
+    void lend(const int32_t* pages, size_t n);
+
+    // These lent pages are handed out again, the first of them first.
+    void take_back(const int32_t* pages, size_t n);
+
+    // Nodes own pages to[i], which are spare, instead of from[i], which become so. Who calls moves what is in them.
+    void relocate(const int32_t* from, const int32_t* to, size_t n);
 
     // Recounts everything from scratch. Throws std::logic_error that names the violated law.
     void check() const;
@@ -140,7 +147,9 @@ private:
     void need_extensible(int32_t id, const int32_t* tokens, size_t n, const char* operation) const;
     void need_pages(int64_t n_pages, const char* operation) const;
     int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }  // to be handed out
-    int64_t used_pages() const { return total_ - static_cast<int64_t>(free_.size() + lent_.size()); }
+    int64_t used_pages() const { return total_ - n_lent_ - free_pages(); }
+    std::vector<char> marked(const std::vector<int32_t>& pages) const;
+    void claim_each(std::vector<char>& kind, const int32_t* pages, size_t n, const char* operation, const char* rule) const;
 
     void hold(int32_t id);
     void unhold(int32_t id);
@@ -167,10 +176,10 @@ private:
     std::vector<Node> nodes_;
     std::vector<int32_t> free_ids_;
     std::vector<int32_t> free_;     // pages, a stack; those that are lent are not in it
-    std::vector<int32_t> lent_;
+    std::vector<char> lent_;        // by page
     std::vector<int32_t> flight_;   // nodes with pages in flight, in the order they got there
     std::unordered_map<uint64_t, int32_t> index_;  // key -> first of its twins
-    int64_t total_, cached_ = 0, pinned_ = 0, in_flight_ = 0;
+    int64_t total_, n_lent_ = 0, cached_ = 0, pinned_ = 0, in_flight_ = 0;
     int64_t used_nodes_ = 0, tokens_ = 0, peak_used_ = 0, evicted_ = 0;
     int32_t oldest_ = kNone, newest_ = kNone;
     uint64_t stamp_ = 0;

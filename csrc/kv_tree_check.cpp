@@ -33,8 +33,11 @@ void KVTree::check_pages() const {
             violated("page " + std::to_string(page) + " belongs to " + name(slot) + " and to " + name(who));
         slot = who;
     };
+    int64_t lent = 0;
     for (int32_t page : free_) claim(page, is_free);
-    for (int32_t page : lent_) claim(page, is_free);
+    for (int32_t page = 0; page < total_; page++)
+        if (lent_[static_cast<size_t>(page)]) claim(page, is_free), lent++;
+    if (lent != n_lent_) violated("count of lent pages is wrong");
     for (int32_t id = 0; id < id_limit(); id++)
         for (int32_t page : at(id).pages) claim(page, id);
     for (size_t page = 0; page < owner.size(); page++)

@@ -47,8 +47,10 @@ public:
             const int32_t begin = static_cast<int32_t>(list_.page.size());
             for (const int32_t node : open) add_node(node, a, b);
             list_.entries += static_cast<int64_t>(list_.page.size()) - begin;
+            // Padding is read, though nobody sees it: a page of the list, for others may hold another model's bytes,
+            // which need not be finite numbers of this one's type.
             while ((list_.page.size() - static_cast<size_t>(begin)) % static_cast<size_t>(o_.block_pages))
-                push(0, 0, 0);
+                push(list_.page.back() & 0x07FFFFFF, 0, 0);
             tiles_.push_back({a, b - a, begin, static_cast<int32_t>(list_.page.size())});
         }
         split();

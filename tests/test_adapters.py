@@ -27,7 +27,7 @@ from wcse.adapters.vllm_shim import make_module
 from wcse.engine.driver import Driver, Job
 from wcse.engine.engine import Engine
 from wcse.engine.llm import LLM
-from wcse.engine.params import SamplingParams, StepRule
+from wcse.engine.params import FieldError, SamplingParams, StepRule
 from wcse.models.load import LoadedModel, load_model
 from wcse.prompts import render_chat
 from wcse.reward.load import load_prm, load_shared_head
@@ -206,6 +206,41 @@ def test_searches_over_a_token_backend(model: LoadedModel, strategy: str) -> Non
         if strategy != "majority":
             steps = [step.text.strip() for step in node.steps() if step.text.strip()]
             assert node.scores == pytest.approx(score_texts(prm, problem, [steps], complete=node.complete)[0])
+
+
+def _refused(run: Any, *names: str) -> None:
+    for name in names:
+        with pytest.raises(FieldError, match=f"^{name}=") as caught:
+            asyncio.run(run(name))
+        assert caught.value.field == name
+
+
+def test_what_a_search_by_steps_cannot_pass_is_refused(model: LoadedModel) -> None:
+    set_to: dict[str, Any] = {
+        "min_tokens": 2,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.5,
+        "structured_outputs": {"regex": "a"},
+    }
+    with AsyncLLM(model, kv_memory=0.1) as llm:
+
+        async def run(name: str, verifier: Any = NoVerdict()) -> int:
+            params = SamplingParams(max_tokens=8, **{name: set_to[name]})
+            search = RemoteSearch(llm, verifier=verifier, params=params)
+            strategy = "best_of_n" if verifier else "majority"
+            return len(await search.solve(model.tokenizer.encode("1 + 1"), "1 + 1", strategy=strategy, n=2))
+
+        _refused(run, *set_to)
+        assert asyncio.run(run("min_tokens", None)), "a whole solution is one request"
+
+
+class NoVerdict:
+    """A verifier that is never asked."""
+
+    default_agg = "last"
+
+    async def score(self, problem: str, steps: Any, *, complete: bool) -> list[float]:
+        raise AssertionError
 
 
 def test_the_example_for_vllm_users(capsys: pytest.CaptureFixture[str]) -> None:

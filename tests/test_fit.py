@@ -73,6 +73,8 @@ def test_plan_prints_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
         "prm's reference tiny-wc",
         "0.25 GiB",
         "pages of 16 tokens",
+        "these are one pool: blocks of 0.09 MiB go to the model that needs them",
+        "policy 5461, prm 5461, prm's reference 5461",
     ):
         assert part in shown
     assert main(["plan", "--policy", "tiny-wc", "--kv-memory-gb", "1000000"]) == 1

@@ -508,20 +508,45 @@ class KVTreeMachine(RuleBasedStateMachine):
             expected += freed
         assert self.tree.evict(n_pages) == expected
 
-    @rule(n_pages=st.integers(0, 7))
-    def lend(self, n_pages: int) -> None:
-        available = self.tree.stats()["free"] - self.model.lent
-        assert len(self.tree.lend(n_pages)) == min(n_pages, available)
-        self.model.lent += min(n_pages, available)
+    @rule(data=st.data())
+    def lend(self, data: st.DataObject) -> None:
+        pages = self._some(data, self.tree.spare().tolist())
+        self.tree.lend(pages)
+        self.model.lent += len(pages)
 
-    @rule(n_pages=st.integers(0, 7))
-    def take_back(self, n_pages: int) -> None:
-        if n_pages > self.model.lent:
-            with pytest.raises(ValueError, match="take_back"):
-                self.tree.take_back(n_pages)
-        else:
-            self.tree.take_back(n_pages)
-            self.model.lent -= n_pages
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        pages = self._some(data, sorted({*range(6)} - {*self.tree.spare().tolist(), *self._owned()}))
+        self.tree.take_back(pages)
+        self.model.lent -= len(pages)
+        assert self.tree.spare().tolist()[::-1][: len(pages)] == pages
+
+    @rule(data=st.data())
+    def relocate(self, data: st.DataObject) -> None:
+        source, target = self._some(data, self._owned()), self._some(data, self.tree.spare().tolist())
+        pairs = dict(zip(source, target, strict=False))
+        self.tree.relocate(list(pairs), list(pairs.values()))
+        for node in self.model.nodes.values():
+            node.pages = [pairs.get(page, page) for page in node.pages]
+            node.flight = {pairs.get(page, page) for page in node.flight}
+
+    @rule()
+    def pages_of_others(self) -> None:
+        for page in {*range(-1, 7)} - {*self.tree.spare().tolist()}:
+            with pytest.raises(ValueError, match=f"lend: page {page} is not spare"):
+                self.tree.lend([page])
+            with pytest.raises(ValueError, match="relocate: page"):
+                self.tree.relocate([page], [page])
+        for page in [-1, *self.tree.spare().tolist(), *self._owned()]:
+            with pytest.raises(ValueError, match=f"take_back: page {page} is not lent"):
+                self.tree.take_back([page])
+
+    def _owned(self) -> list[int]:
+        return [page for node in self.model.nodes.values() for page in node.pages]
+
+    def _some(self, data: st.DataObject, pages: list[int]) -> list[int]:
+        chosen = data.draw(st.lists(st.sampled_from(pages), unique=True)) if pages else []
+        return list(chosen)
 
     @invariant()
     def agrees(self) -> None:

@@ -84,8 +84,12 @@ def test_other_bad_fields_are_named(name: str, value: Any) -> None:
 
 
 def test_unknown_fields_are_refused() -> None:
-    with pytest.raises(FieldError, match="did you mean 'temperature'"):
+    with pytest.raises(FieldError, match="did you mean 'temperature'") as caught:
         SamplingParams(temprature=1)  # type: ignore[call-arg]
+    assert isinstance(caught.value, TypeError), "as of any unknown keyword argument"
+    with pytest.raises(FieldError) as caught:
+        SamplingParams(top_p=2)
+    assert isinstance(caught.value, ValueError) and not isinstance(caught.value, TypeError)
     with pytest.raises(FieldError, match="made_up=1: there is no such"):
         replace(SamplingParams(), made_up=1)  # type: ignore[call-arg]
 

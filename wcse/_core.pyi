@@ -32,9 +32,6 @@ class KVStats(TypedDict):
     peak_used: int
     evicted: int
 
-def decommit_blocks(address: int, bytes: int, blocks: Int32) -> None:
-    """Blocks of ``bytes`` bytes each from ``address`` on go back to the system; written again, they begin as zeros."""
-
 class KVTree:
     """Owner of the pages (16 tokens each) of keys and values of a forest of token spans.
 
@@ -73,10 +70,15 @@ class KVTree:
         """
     def settle(self) -> None:
         """The running step has written its keys and values: nothing is in flight any more."""
-    def lend(self, n_pages: int) -> Int32:
-        """At most so many free pages that are not handed out from now on: their numbers. They stay ``free``."""
-    def take_back(self, n_pages: int) -> None:
-        """Hand out so many of the lent pages again."""
+    def spare(self) -> Int32:
+        """The free pages that are not lent."""
+    def lend(self, pages: Integers) -> None:
+        """These spare pages are not handed out from now on. They stay ``free``."""
+    def take_back(self, pages: Integers) -> None:
+        """These lent pages are handed out again."""
+    def relocate(self, source: Integers, target: Integers) -> None:
+        """Nodes own the spare pages ``target`` instead of ``source``, which become spare. The caller moves their
+        contents, and forgets plans that were made before."""
     def seal(self, node: int) -> None:
         """No more tokens; from now on the node can be forked and, once settled, matched."""
     def retain(self, node: int) -> None:
@@ -302,6 +304,7 @@ def tree_attention(
     n_kv_heads: int,
     d: int,
     n_pages: int,
+    page_stride: int,
     scale: float,
     softcap: float,
     window: int,
@@ -356,6 +359,7 @@ def rope_write_kv(
     d: int,
     n_positions: int,
     n_pages: int,
+    page_stride: int,
     eps: float,
     norm_offset: float,
     half: bool,
@@ -428,6 +432,8 @@ class Forward:
         k_pages: int,
         v_pages: int,
         n_pages: int,
+        page_stride: int,
+        layer_stride: int,
         half: bool,
         out_rows: int,
         n_out: int,

@@ -82,16 +82,16 @@ class Models:
             "kv_cache_dtype": recipe.kv_cache_dtype or "auto",
         }
         scored = any(part.scored for part in plan(recipe))
-        policy_kv, prm_kv = kv_budgets(recipe, scored=scored)
+        memory = kv_budget(recipe, scored=scored)
         policy = load_model(recipe.policy, quantization=recipe.quantization, **formats)
-        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, memory=policy_kv)
+        engine = Engine(policy, max_rows=recipe.batch_size or ROWS, memory=memory)
         if not scored:
             return cls(policy, engine, None)
         assert recipe.prm is not None
         scorer = load_verifier(
             recipe.prm,
             engine,
-            kv_memory=prm_kv,
+            kv_memory=memory,
             family=recipe.prm_family,
             quantization=recipe.prm_quantization,
             **formats,
@@ -99,14 +99,11 @@ class Models:
         return cls(policy, engine, scorer)
 
 
-def kv_budgets(recipe: Recipe, *, scored: bool) -> tuple[Memory, Memory | float]:
-    """For keys and values of policy and verifier: one budget on a CPU; on a GPU parts of it, the second in GiB."""
-    if not on_gpu(recipe.device or "cpu"):
-        memory = Memory.gib(recipe.kv_memory_gb or KV_GIB)
-        return memory, memory
-    fit = fit_of(recipe, scored=scored)
-    policy, *others = (fit.kv_of(model) for model in fit.models)
-    return Memory(policy), sum(others) / 2**30
+def kv_budget(recipe: Recipe, *, scored: bool) -> Memory:
+    """For keys and values of policy and verifier together."""
+    if recipe.kv_memory_gb is None and on_gpu(recipe.device or "cpu"):
+        return Memory(fit_of(recipe, scored=scored).kv)
+    return Memory.gib(recipe.kv_memory_gb or KV_GIB)
 
 
 def arithmetic(recipe: Recipe) -> dict[str, str]:

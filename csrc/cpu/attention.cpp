@@ -119,7 +119,7 @@ private:
         const int count = (tokens(b) + PAGE - 1) / PAGE;
         for (int j = 0; j < count; j++) {
             const size_t page = plan_.pages[plan_.nodes.page_begin[b.node] + b.from / PAGE + j];
-            const size_t at = (page * g_.n_kv_heads + head_) * page_bytes();
+            const size_t at = page * static_cast<size_t>(g_.page_stride) * (g_.half ? 2 : 4) + static_cast<size_t>(head_) * page_bytes();
             k[j] = static_cast<const char*>(g_.k_pages) + at;
             v[j] = static_cast<const char*>(g_.v_pages) + at;
         }

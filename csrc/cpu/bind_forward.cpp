@@ -39,15 +39,15 @@ cpu::LayerArgs layer(const std::vector<Address>& norms, const std::vector<Matrix
 }
 
 void run(cpu::Forward& forward, const Plan& plan, Address x, int64_t rows, Address positions, Address slots,
-         const std::vector<Rope>& ropes, Address k_pages, Address v_pages, int64_t n_pages, bool half,
-         Address out_rows, int64_t n_out, Address out, int threads) {
+         const std::vector<Rope>& ropes, Address k_pages, Address v_pages, int64_t n_pages, int64_t page_stride,
+         int64_t layer_stride, bool half, Address out_rows, int64_t n_out, Address out, int threads) {
     py::gil_scoped_release release;
     if (num_threads() != threads) set_num_threads(threads);
     std::vector<cpu::RopeTable> tables;
     for (const auto& [cos, sin, positions_] : ropes) tables.push_back({at(cos), at(sin), positions_});
     forward.run(plan, {at<float>(x), rows, at<const int32_t>(positions), at<const int32_t>(slots), std::move(tables),
-                       at<char>(k_pages), at<char>(v_pages), half, n_pages, at<const int64_t>(out_rows), n_out,
-                       at<float>(out)});
+                       at<char>(k_pages), at<char>(v_pages), half, n_pages, page_stride, layer_stride,
+                       at<const int64_t>(out_rows), n_out, at<float>(out)});
 }
 
 }  // namespace

@@ -27,12 +27,12 @@ void use_threads(int threads) {
 }
 
 void tree_attention(const Plan& plan, Address q, Address k_pages, Address v_pages, Address out, int n_heads,
-                    int n_kv_heads, int d, int64_t n_pages, float scale, float softcap, int64_t window, bool half,
-                    int threads) {
+                    int n_kv_heads, int d, int64_t n_pages, int64_t page_stride, float scale, float softcap,
+                    int64_t window, bool half, int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
     cpu::tree_attention(plan, {at(q), at<const void>(k_pages), at<const void>(v_pages), at<float>(out), n_heads,
-                               n_kv_heads, d, n_pages, scale, softcap, window, half});
+                               n_kv_heads, d, n_pages, page_stride, scale, softcap, window, half});
 }
 
 void linear(Address x, Address panels, int bits, int group, bool wide, bool minima, bool integer, Address bias,
@@ -58,15 +58,16 @@ void gated_act(Address gate_up, Address out, int64_t rows, int64_t width, bool g
 
 void rope_write_kv(Address qkv, Address positions, Address slots, Address cos, Address sin, Address q_norm,
                    Address k_norm, Address q, Address k_pages, Address v_pages, int64_t rows, int n_heads,
-                   int n_kv_heads, int d, int64_t n_positions, int64_t n_pages, float eps, float norm_offset,
-                   bool half, int threads) {
+                   int n_kv_heads, int d, int64_t n_positions, int64_t n_pages, int64_t page_stride, float eps,
+                   float norm_offset, bool half, int threads) {
     py::gil_scoped_release release;
     use_threads(threads);
     const cpu::RopeArgs args{at(qkv),        at<const int32_t>(positions),
                              at<const int32_t>(slots), at(cos),
                              at(sin),        at(q_norm),
                              at(k_norm),     at<float>(q),
-                             at<void>(k_pages), at<void>(v_pages), half,
+                             at<void>(k_pages), at<void>(v_pages),
+                             page_stride,    half,
                              n_heads,        n_kv_heads,
                              d,              eps,
                              norm_offset};

@@ -74,20 +74,19 @@ void Forward::run(const Plan& plan, const StepArgs& step) {
 // From normed_ to the attention's result, in qkv_ [rows][n_heads * d].
 void Forward::attend(const LayerArgs& layer, size_t index, const Plan& plan, const StepArgs& step) {
     multiply(layer.qkv, normed_, qkv_, step.rows);
-    const size_t pages = index * static_cast<size_t>(step.n_pages) * static_cast<size_t>(model_.n_kv_heads) *
-                         static_cast<size_t>(model_.d) * PAGE * (step.half ? 2 : 4);
-    char *const k = step.k_pages + pages, *const v = step.v_pages + pages;
+    const size_t at = index * static_cast<size_t>(step.layer_stride) * (step.half ? 2 : 4);
+    char *const k = step.k_pages + at, *const v = step.v_pages + at;
     {
         const Timer timer(ROWS);
         const RopeTable& rope = step.ropes[static_cast<size_t>(layer.rope)];
-        const RopeArgs args{qkv_,         step.positions, step.slots,     rope.cos,        rope.sin,
-                            layer.q_norm, layer.k_norm,   q_,             k,               v,
-                            step.half, model_.n_heads, model_.n_kv_heads, model_.d, model_.eps, model_.norm_offset};
+        const RopeArgs args{qkv_,         step.positions,    step.slots, rope.cos,   rope.sin,       layer.q_norm,
+                            layer.k_norm, q_,                k,          v,          step.page_stride, step.half,
+                            model_.n_heads, model_.n_kv_heads, model_.d, model_.eps, model_.norm_offset};
         cpu::rope(args, step.rows, rope.positions, step.n_pages);
     }
     const Timer timer(ATTENTION);
-    tree_attention(plan, {q_, k, v, qkv_, model_.n_heads, model_.n_kv_heads, model_.d, step.n_pages, model_.scale,
-                          model_.softcap, layer.window, step.half});
+    tree_attention(plan, {q_, k, v, qkv_, model_.n_heads, model_.n_kv_heads, model_.d, step.n_pages, step.page_stride,
+                          model_.scale, model_.softcap, layer.window, step.half});
 }
 
 // The rest of a layer: adds to the residual x in place and leaves it normed for the next layer.

@@ -47,9 +47,9 @@ struct StepArgs {
     int64_t rows;
     const int32_t *positions, *slots;
     std::vector<RopeTable> ropes;
-    char *k_pages, *v_pages;  // [layers][n_pages]..., see TreeAttention
+    char *k_pages, *v_pages;  // of the first layer, see TreeAttention
     bool half;  // pages are float16
-    int64_t n_pages;
+    int64_t n_pages, page_stride, layer_stride;  // strides in numbers
     const int64_t* out_rows;  // rows whose final hidden state is wanted, in this order
     int64_t n_out;
     float* out;  // [n_out][dim]

@@ -19,11 +19,11 @@ const Table& active();
 
 struct TreeAttention {
     const float* q;        // [T][n_heads][d]
-    const void* k_pages;  // [n_pages][n_kv_heads][d][PAGE], of float or, where half, of float16
-    const void* v_pages;  // [n_pages][n_kv_heads][PAGE][d]
+    const void* k_pages;  // [n_pages], page_stride numbers apart, of [n_kv_heads][d][PAGE] floats or, where half, float16
+    const void* v_pages;  // the same of [n_kv_heads][PAGE][d]
     float* out;            // [T][n_heads][d]
     int n_heads, n_kv_heads, d;
-    int64_t n_pages;
+    int64_t n_pages, page_stride;
     float scale, softcap;
     int64_t window;
     bool half;

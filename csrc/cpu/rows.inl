@@ -148,7 +148,7 @@ void rope(const RopeArgs& g, int64_t begin, int64_t end) {
             }
             rotate(head, from, cos, sin, half);
             clean(head, head, d);
-            const int64_t at = (page * g.n_kv_heads + h) * d * PAGE + offset;
+            const int64_t at = page * g.page_stride + static_cast<int64_t>(h) * d * PAGE + offset;
             if (g.half) {
                 uint16_t halves[MAX_HEAD];
                 narrow(reinterpret_cast<char*>(halves), head, d);
@@ -160,7 +160,7 @@ void rope(const RopeArgs& g, int64_t begin, int64_t end) {
             }
         }
         for (int h = 0; h < g.n_kv_heads; h++, x += d) {
-            const int64_t at = ((page * g.n_kv_heads + h) * PAGE + offset) * d;
+            const int64_t at = page * g.page_stride + (static_cast<int64_t>(h) * PAGE + offset) * d;
             if (g.half) {
                 clean(head, x, d);
                 narrow(static_cast<char*>(g.v_pages) + at * 2, head, d);

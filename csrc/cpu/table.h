@@ -79,6 +79,7 @@ struct RopeArgs {
     const float *q_norm, *k_norm;  // or null
     float* q;
     void *k_pages, *v_pages;  // of float, or of halves
+    int64_t page_stride;      // numbers from one page to the next
     bool half;
     int n_heads, n_kv_heads, d;
     float eps, norm_offset;

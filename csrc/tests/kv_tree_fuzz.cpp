@@ -104,6 +104,9 @@ public:
         return static_cast<int64_t>((node(id).tokens.size() + more + 15) / 16 - node(id).pages.size());
     }
     void lend(int64_t pages) { lent_ += pages; }
+    void relocate(int32_t from, int32_t to) {
+        for (Node& n : nodes_) std::replace(n.pages.begin(), n.pages.end(), from, to);
+    }
     void make_room(int64_t pages) {
         while (stats().free - lent_ < pages) evict_one();
     }
@@ -398,23 +401,47 @@ private:
         if (freed != expected) differ("freed " + std::to_string(freed) + " pages instead of " + std::to_string(expected));
     }
 
+    // Particular pages change sides, as they do between the models of one memory.
     void lend_or_take_back() {
-        const KVTree::Stats stats = model_.stats();
-        const int64_t n = below(total_ + 2) - 1;
-        if (chance(50)) {
-            last = "lend(" + std::to_string(n) + ")";
-            size_t lent = 0;
-            expect(allowed(n >= 0), [&] { lent = tree_.lend(n).size(); });
-            if (n < 0) return;
-            model_.lend(std::min(n, stats.free - stats.lent));
-            if (static_cast<int64_t>(lent) != std::min(n, stats.free - stats.lent)) differ("lent another number of pages");
+        std::vector<int32_t> owned, spare = tree_.spare(), lent;
+        for (int32_t page = 0; page < total_; page++) {
+            if (model_.owned(page)) owned.push_back(page);
+            else if (std::find(spare.begin(), spare.end(), page) == spare.end()) lent.push_back(page);
+        }
+        const auto draw = [&](std::vector<int32_t>& from, size_t most) {
+            std::shuffle(from.begin(), from.end(), rng_);
+            from.resize(static_cast<size_t>(below(static_cast<int64_t>(std::min(from.size(), most)) + 1)));
+        };
+        const int64_t what = below(4);
+        if (what == 0) {
+            draw(spare, spare.size());
+            last = "lend " + std::to_string(spare.size());
+            expect(Outcome::done, [&] { tree_.lend(spare.data(), spare.size()); });
+            model_.lend(static_cast<int64_t>(spare.size()));
+        } else if (what == 1) {
+            draw(lent, lent.size());
+            last = "take_back " + std::to_string(lent.size());
+            expect(Outcome::done, [&] { tree_.take_back(lent.data(), lent.size()); });
+            model_.lend(-static_cast<int64_t>(lent.size()));
+        } else if (what == 2) {
+            draw(owned, spare.size());
+            draw(spare, spare.size());
+            const size_t n = std::min(owned.size(), spare.size());
+            last = "relocate " + std::to_string(n);
+            expect(Outcome::done, [&] { tree_.relocate(owned.data(), spare.data(), n); });
+            for (size_t i = 0; i < n; i++) model_.relocate(owned[i], spare[i]);
         } else {
-            last = "take_back(" + std::to_string(n) + ")";
-            const bool ok = n >= 0 && n <= stats.lent;
-            expect(allowed(ok), [&] { tree_.take_back(n); });
-            if (ok) model_.lend(-n);
+            const std::vector<int32_t> wrong{below(2) ? total32() : -1};
+            last = "pages that do not exist";
+            expect(Outcome::refused, [&] { tree_.lend(wrong.data(), 1); });
+            expect(Outcome::refused, [&] { tree_.take_back(wrong.data(), 1); });
+            expect(Outcome::refused, [&] { tree_.relocate(wrong.data(), wrong.data(), 1); });
+            if (owned.empty()) return;
+            expect(Outcome::refused, [&] { tree_.lend(owned.data(), 1); });
+            expect(Outcome::refused, [&] { tree_.relocate(owned.data(), owned.data(), 1); });
         }
     }
+    int32_t total32() const { return static_cast<int32_t>(total_); }
 
     // All references go, then all pages must come back.
     void drain() {

@@ -49,8 +49,8 @@ def tree_attention(
         k_pages: [P, Hkv, d, 16] keys, transposed inside a page. Query head h reads head h // (Hq // Hkv). For
             Triton a transposed view of keys stored as [P, Hkv, 16, d]. The native kernel takes pools of float32 or
             float16, which count as the floats that they hold.
-        v_pages: [P, Hkv, 16, d] values. For Triton keys and values must be finite everywhere in the pools. Both may
-            be ``ScaledPages`` (8 bits), except for the native kernel.
+        v_pages: [P, Hkv, 16, d] values. Pages are contiguous, and as far apart as one likes. For Triton keys and values
+            must be finite everywhere in the pools. Both may be ``ScaledPages`` (8 bits), except for the native kernel.
         plan: the plan of this step; for Triton best one that ``device_plan`` made, once for all layers.
         scale: factor of the scores, usually d ** -0.5.
         softcap: scores become softcap * tanh(score / softcap); 0 turns it off.
@@ -100,6 +100,7 @@ def tree_attention(
             n_kv,
             head_dim,
             n_pages,
+            k_pages.stride(0),
             scale,
             softcap,
             window,
@@ -235,6 +236,7 @@ def rope_write_kv(
             head_dim,
             table[0],
             n_pages,
+            k_pages.stride(0),
             eps,
             norm_offset,
             half,

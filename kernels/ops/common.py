@@ -54,9 +54,11 @@ def triton_ops() -> Any:
     return checked
 
 
-def check(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def check(
+    name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...], *, contiguous: bool = True
+) -> None:
     """Refuse a tensor whose address may not go to the native code."""
-    if x.dtype is dtype and x.shape == shape and x.is_contiguous() and x.is_cpu:
+    if x.dtype is dtype and x.shape == shape and x.is_cpu and (not contiguous or x.is_contiguous()):
         return
     check_shape(name, x, shape)
     if x.dtype is not dtype:
@@ -67,10 +69,20 @@ def check(name: str, x: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> N
 
 
 def check_pages(k_pages: Tensor, v_pages: Tensor, shape: tuple[int, ...], head_dim: int) -> bool:
-    """Check pools for the native code; whether they hold float16. ``shape`` is theirs without the last two sizes."""
-    half = k_pages.dtype is F16
-    check("k_pages", k_pages, F16 if half else F32, (*shape, head_dim, PAGE))
-    check("v_pages", v_pages, F16 if half else F32, (*shape, PAGE, head_dim))
+    """Check pools for the native code; whether they hold float16. ``shape`` is theirs without the last two sizes.
+
+    Only a page must be contiguous; keys and values have the same strides from page to page, and layer to layer.
+    """
+    half, outer = k_pages.dtype is F16, len(shape) - 1
+    sizes = (head_dim, PAGE), (PAGE, head_dim)
+    for name, x, inner in zip(("k_pages", "v_pages"), (k_pages, v_pages), sizes, strict=True):
+        check(name, x, F16 if half else F32, (*shape, *inner), contiguous=False)
+        if x.numel():
+            check_contiguous(f"a page of {name}", x[(0,) * outer])
+    if k_pages.stride()[:outer] != v_pages.stride()[:outer]:
+        raise WcseError(
+            f"k_pages has strides {k_pages.stride()} and v_pages {v_pages.stride()}; pages must be as far apart"
+        )
     return half
 
 

@@ -144,7 +144,8 @@ class Step:
         plan: of this step; see ``tree_attention``.
         ropes: cosines and sines [Pmax, d / 2]; ``Layer.rope`` says which a layer takes.
         k_pages, v_pages: pools [layers, P, Hkv, d, 16] and [layers, P, Hkv, 16, d], written in place; of float32 or
-            float16 for the native code. Other backends take pages of 8 bits too, a layer at a time.
+            float16 for the native code; pages are contiguous, and as far apart as one likes. Other backends take pages
+            of 8 bits too, a layer at a time.
         out_rows: int64 [O], the rows whose result is wanted, in this order.
     """
 
@@ -188,6 +189,8 @@ def decoder_layers(stack: Stack, step: Step, *, backend: Backend = "auto") -> Te
             k_pages.data_ptr(),
             v_pages.data_ptr(),
             k_pages.shape[1],
+            k_pages.stride(1),
+            k_pages.stride(0),
             half,
             step.out_rows.data_ptr(),
             n_out,

@@ -37,6 +37,7 @@ def tree_attention_kernel(
     pos_ptr,
     row_pos_ptr,
     stride_page,
+    stride_scale,
     stride_head,
     scale_log2,
     cap_log2,
@@ -56,8 +57,8 @@ def tree_attention_kernel(
 ):
     """Grid (items, kv heads). q, out [T, HQ, D]; k, v pools [pages, kv heads, 16, D] by ``stride_page/head``.
 
-    SCALED: keys and values have 8 bits, and each token and head a factor, float32 [pages, kv heads, 16]. Factors of
-    keys multiply columns of scores, those of values columns of weights.
+    SCALED: keys and values have 8 bits, and each token and head a factor, float32 [pages, kv heads, 16] by
+    ``stride_scale``. Factors of keys multiply columns of scores, those of values columns of weights.
     """
     item = item_ptr + tl.program_id(0) * 5
     h = tl.program_id(1)
@@ -105,7 +106,7 @@ def tree_attention_kernel(
         if SCALED:
             k = k.to(tl.float32).to(kind)
             v = v.to(tl.float32).to(kind)
-            factor = (page & 0x07FFFFFF).to(tl.int64) * (stride_page // D) + h * 16 + t
+            factor = (page & 0x07FFFFFF).to(tl.int64) * stride_scale + h * 16 + t
             k_factor = tl.load(k_scale_ptr + factor)
             v_factor = tl.load(v_scale_ptr + factor)
         low = tl.maximum(seen_by & 255, t + 1 - ((seen_by >> 16 & 255) - 128))
@@ -285,6 +286,7 @@ def run_tiles(
         work.pos,
         work.row_pos,
         v_pages.stride(0),
+        scales[0].stride(0) if scales else 0,
         v_pages.stride(1),
         scale * LOG2E,
         softcap * LOG2E,

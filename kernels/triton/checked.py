@@ -50,18 +50,28 @@ def _pools(
     if isinstance(k_pages, ScaledPages) and isinstance(v_pages, ScaledPages):
         kinds, scales = (FP8,), (k_pages.scale, v_pages.scale)
         for name, scale in zip(("k_pages.scale", "v_pages.scale"), scales, strict=True):
-            check(name, scale, like, (n_pages, n_kv, tokens), torch.float32)
+            check(name, scale, like, (n_pages, n_kv, tokens), torch.float32, strided=True)
         k_pages, v_pages = k_pages.values, v_pages.values
     if isinstance(k_pages, ScaledPages) or isinstance(v_pages, ScaledPages):
         raise WcseError("k_pages and v_pages must both be ScaledPages, or neither")
     check("k_pages", k_pages, like, (n_pages, n_kv, head_dim, tokens), *kinds, strided=True)
-    check("v_pages", v_pages, like, shape, k_pages.dtype)
-    if n_pages and not k_pages.transpose(2, 3).is_contiguous():
-        raise WcseError(
-            f"k_pages has strides {k_pages.stride()}; the Triton kernel reads keys stored as [P, Hkv, 16, d]: "
-            "pass pool.transpose(2, 3)"
-        )
+    check("v_pages", v_pages, like, shape, k_pages.dtype, strided=True)
+    if n_pages:
+        _check_apart("k_pages", k_pages.transpose(2, 3), v_pages)
+        _check_apart("v_pages", v_pages, v_pages)
+        if scales:
+            _check_apart("k_pages.scale", scales[0], scales[1])
+            _check_apart("v_pages.scale", scales[1], scales[1])
     return k_pages, v_pages, scales
+
+
+def _check_apart(name: str, x: Tensor, like: Tensor) -> None:
+    """Refuse pages that are not contiguous, or not as far apart as those of ``like``."""
+    if not x[0].is_contiguous() or x.stride(0) != like.stride(0):
+        raise WcseError(
+            f"{name} has strides {x.stride()} as the Triton kernel reads it, stored as [P, Hkv, 16, d] (keys: pass "
+            f"pool.transpose(2, 3)); a page must be contiguous, and the next one {like.stride(0)} numbers behind"
+        )
 
 
 def tree_attention(

@@ -112,7 +112,19 @@ def _finite(x):
 
 
 @triton.jit
-def _store(pool_ptr, scale_ptr, a, b, slot, h, d, stride_page, HALF: tl.constexpr, SCALED: tl.constexpr):
+def _store(
+    pool_ptr,
+    scale_ptr,
+    a,
+    b,
+    slot,
+    h,
+    d,
+    stride_page,
+    stride_scale,
+    HALF: tl.constexpr,
+    SCALED: tl.constexpr,
+):
     """Both halves of one head at its place; what is not finite as 0."""
     page = (slot // 16).to(tl.int64)
     to = pool_ptr + page * stride_page + (h * 16 + slot % 16) * 2 * HALF + d
@@ -122,7 +134,7 @@ def _store(pool_ptr, scale_ptr, a, b, slot, h, d, stride_page, HALF: tl.constexp
         b = _finite(b.to(tl.float32))
         most = tl.maximum(tl.max(tl.abs(a), 0), tl.max(tl.abs(b), 0))
         factor = tl.maximum(most, 1e-30) / 448.0  # the largest number of e4m3
-        tl.store(scale_ptr + page * (stride_page // (2 * HALF)) + h * 16 + slot % 16, factor)
+        tl.store(scale_ptr + page * stride_scale + h * 16 + slot % 16, factor)
         a = a / factor
         b = b / factor
         tl.store(to, a.to(kind), mask=d < HALF)
@@ -149,6 +161,7 @@ def rope_write_kv_kernel(
     eps,
     offset,
     stride_page,
+    stride_scale,
     HQ: tl.constexpr,
     HK: tl.constexpr,
     HALF: tl.constexpr,
@@ -159,7 +172,8 @@ def rope_write_kv_kernel(
 ):
     """Grid (rows, HQ + 2 HK): one head a program. Pools [pages, HK, 16, 2 HALF]. A slot < 0 writes nothing.
 
-    SCALED: pools of e4m3, and a factor for each token and head, float32 [pages, HK, 16].
+    SCALED: pools of e4m3, and a factor for each token and head, float32 [pages, HK, 16]. Pages lie ``stride_page``
+    numbers apart, their factors ``stride_scale``.
     """
     row = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1)
@@ -178,11 +192,11 @@ def rope_write_kv_kernel(
             tl.store(to + HALF, b.to(q_ptr.dtype.element_ty), mask=ok)
         elif slot >= 0:
             a, b = _rotated(x_ptr, k_norm_ptr, cos, sin, d, eps, offset, HALF, HP, K_NORM)
-            _store(k_ptr, k_scale_ptr, a, b, slot, h - HQ, d, stride_page, HALF, SCALED)
+            _store(k_ptr, k_scale_ptr, a, b, slot, h - HQ, d, stride_page, stride_scale, HALF, SCALED)
     elif slot >= 0:
         a = tl.load(x_ptr + d, mask=ok, other=0.0)
         b = tl.load(x_ptr + HALF + d, mask=ok, other=0.0)
-        _store(v_ptr, v_scale_ptr, a, b, slot, h - HQ - HK, d, stride_page, HALF, SCALED)
+        _store(v_ptr, v_scale_ptr, a, b, slot, h - HQ - HK, d, stride_page, stride_scale, HALF, SCALED)
 
 
 def rope_write_kv(
@@ -221,6 +235,7 @@ def rope_write_kv(
         eps,
         norm_offset,
         v_pages.stride(0),
+        scales[0].stride(0) if scales else 0,
         HQ=n_heads,
         HK=n_kv_heads,
         HALF=head_dim // 2,

@@ -26,6 +26,17 @@ DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE.type == "c
 ALLOWED = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
+def pools_of(k: torch.Tensor, v: torch.Tensor, plan: _core.Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """One layer of an engine's pool: between its pages lie other layers', and pages that the plan does not name hold
+    other models' bytes; here both are NaN.
+    """
+    pages = torch.from_numpy(np.unique(plan.pages)).long()
+    room = torch.full((len(v), 3, 2, *v.shape[1:]), torch.nan, dtype=v.dtype)
+    room[pages, 1, 0], room[pages, 1, 1] = k[pages].transpose(2, 3), v[pages]
+    keys, values = room.to(DEVICE)[:, 1].unbind(1)
+    return keys.transpose(2, 3), values
+
+
 def check(
     forest: Forest,
     segments: Segments,
@@ -42,11 +53,11 @@ def check(
     exact = attend(q.double(), k.double(), v.double(), plan, softcap, window, backend="torch")
     kv_heads, group, head_dim = forest.shape
     placed = work.DevicePlan(plan, DEVICE, group, kv_heads, head_dim, dtype, tile_m, chunks)
-    stored = k.transpose(2, 3).contiguous().to(DEVICE).transpose(2, 3)
+    keys, values = pools_of(k, v, plan)
     got = ops.tree_attention(
         q.to(DEVICE),
-        stored,
-        v.to(DEVICE),
+        keys,
+        values,
         placed,  # type: ignore[arg-type]
         scale=head_dim**-0.5,
         softcap=softcap,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -11,11 +12,15 @@ import tiny_models
 import torch
 
 from wcse.engine import machines
+from wcse.engine.engine import Engine
 from wcse.engine.llm import LLM
 from wcse.engine.params import SamplingParams
 from wcse.engine.rounds import Rounds
+from wcse.engine.runner import Runner
+from wcse.engine.spans import Span
 from wcse.kernels import ops
 from wcse.models.decoder import Decoder
+from wcse.models.kv_pool import KVPool
 from wcse.models.load import load_model
 
 pytest.importorskip("triton")
@@ -79,11 +84,46 @@ def test_advance_and_grow_are_what_the_references_say() -> None:
     assert {1, 2, 4, 8, 16} <= {1 << b for b in range(5) if (done >> b & 1).any()}
 
 
+class Neighbour(Runner):
+    """A model whose pages of 8 bits take what is left of the memory but three blocks, anew each time."""
+
+    stored: Span | None = None
+
+    def press(self) -> None:
+        if self.stored is not None:
+            self.release(self.stored)
+        work, left = self.begin(), 3 * self.memory.arena.fewest(self.page_bytes)
+        self.stored = Span(None, [5] * (16 * (self.room - left)))
+        assert self.store(work, self.stored, len(self.stored.tokens))
+        self.settle()
+        for page in self.tree.pages(self.stored.kv):
+            self.pool.pages[page] = 255  # no number, in any type
+        self.memory.check()
+
+
+def pressed(engine: Engine, other: Neighbour) -> Callable[[], bool]:
+    """The beginning of a step, after the neighbour took its part; once a page of the engine's rows is moved as well."""
+    begin, runner = engine.begin, engine.runner
+
+    def step() -> bool:
+        other.press()
+        if engine.rounds and engine.rounds.foreseen == 1 and not runner.moves:
+            runner.relocate(runner.tree.pages(engine.rows[0].span.kv)[:1], runner.tree.spare()[:1])
+        return begin()
+
+    return step
+
+
 def test_an_engine_in_rounds_writes_the_same(tmp_path: Path) -> None:
-    """Greedy and drawn, with stop strings and ids, across a page; gemma2 has two windows, hence two work lists."""
+    """Greedy and drawn, with stop strings and ids, across a page; gemma2 has two windows, hence two work lists.
+
+    A neighbour in the same memory moves the border all the time.
+    """
     folder = tiny_models.build("gemma2", tmp_path, num_hidden_layers=2)
     model = load_model(folder)
     dense = Decoder(model.spec, model.weights, backend="triton", device=DEVICE)
+    narrow = Decoder(model.spec, model.weights, backend="triton", device=DEVICE, kv_dtype=ops.FP8)
+    page = KVPool.page_bytes(model.spec)
     prompts = ["12 + 7 =", "Anna has three"]
     drawn = SamplingParams(n=3, temperature=1.2, top_p=0.95, max_tokens=13)
     free = LLM(model, kv_memory=0.01, seed=3).generate(prompts, drawn, use_tqdm=False)[1].outputs
@@ -94,14 +134,18 @@ def test_an_engine_in_rounds_writes_the_same(tmp_path: Path) -> None:
     ]
     found, computed = [], []
     for loaded in (model, replace(model, decoder=dense)):
-        llm = LLM(loaded, kv_memory=0.01, seed=3)
+        llm = LLM(loaded, kv_memory=60 * page / 2**30, seed=3)
         if loaded is not model:
-            llm.engine.rounds = Rounds(llm.engine, tokens=9)
+            engine = llm.engine
+            engine.rounds = Rounds(engine, tokens=3)
+            other = Neighbour(narrow, memory=engine.runner.memory)
+            engine.begin = pressed(engine, other)  # type: ignore[method-assign]
         outputs = llm.generate(prompts, params, use_tqdm=False)
         found.append([c for r in outputs for c in r.outputs])
         llm.engine.runner.tree.check()
         if loaded is not model:
-            assert llm.engine.rounds.done >= 2
+            assert engine.rounds.done > engine.rounds.foreseen >= 1
+            assert engine.runner.moves == 1
         computed.append(llm.engine.runner.computed)
     assert computed[0] == computed[1]
     for want, got in zip(*found, strict=True):

@@ -13,7 +13,8 @@ from live_server import GENERATE, QUESTION, Live
 
 from wcse.adapters.remote import LocalVerifier, RemoteSearch
 from wcse.adapters.token_backend import Completions, Generate
-from wcse.engine.params import SamplingParams
+from wcse.engine.llm import LLM
+from wcse.engine.params import FieldError, SamplingParams
 from wcse.models.load import LoadedModel
 from wcse.reward.load import load_prm
 
@@ -86,3 +87,39 @@ def test_a_search_over_tokens_is_the_one_over_completions(
     tokens = Generate(url, "tiny-wc", decode=partial(model.tokenizer.decode, skip_special_tokens=True))
     found = asyncio.run(run(tokens))
     assert found and found == asyncio.run(run(Completions(url, "tiny-wc")))
+
+
+@pytest.mark.parametrize("kind", ["completions", "generate"])
+def test_a_token_backend_passes_sampling_parameters_or_refuses_them(
+    live: Live, model: LoadedModel, kind: str
+) -> None:
+    """One request draws the same tokens over HTTP as in process, with every parameter that is passed."""
+    ids = model.tokenizer.encode("Calculate 17 + 25.")
+    plain = {"max_tokens": 12, "temperature": 0.9, "seed": 3}
+    eos, letter = model.tokenizer.eos_token_id, model.tokenizer.encode("1")[-1]
+    settings: list[dict[str, Any]] = [
+        {"min_tokens": 9},
+        {"ignore_eos": True},
+        {"stop_token_ids": [letter]},
+        {"presence_penalty": 2.0, "frequency_penalty": 1.0},
+        {"logit_bias": {letter: 50.0}},
+        {"allowed_token_ids": [letter, eos]},
+        {"bad_words": ["1", "7"]},
+        {"structured_outputs": {"regex": "x{1,5}"}},
+    ]
+    refused = ({"best_of": 2}, {"logprobs": 0}, {"prompt_logprobs": 0}, {"skip_special_tokens": False})
+
+    async def run() -> list[tuple[int, ...]]:
+        url = f"{live.url}/v1"
+        decode = partial(model.tokenizer.decode, skip_special_tokens=True)
+        server = Completions(url, "tiny-wc") if kind == "completions" else Generate(url, "tiny-wc", decode=decode)
+        for one in (*refused, {"detokenize": False}):
+            with pytest.raises(FieldError, match=f"^{next(iter(one))}="):
+                await server.complete(ids, SamplingParams(**one))
+        found = [(await server.complete(ids, SamplingParams(**plain | one)))[0] for one in settings]
+        await server.close()
+        return [written.token_ids for written in found]
+
+    params = [SamplingParams(**plain | one) for one in settings]
+    wanted = LLM(model, kv_memory=0.1).generate([ids] * len(params), params, use_tqdm=False)
+    assert asyncio.run(run()) == [tuple(output.outputs[0].token_ids) for output in wanted]

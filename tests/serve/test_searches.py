@@ -91,6 +91,16 @@ def test_the_compute_optimal_search_is_a_model(model: LoadedModel, tmp_path: Pat
         Service(ServeConfig(model="tiny-wc", strategy_policy=str(path), kv_memory=0.01), model)
 
 
+def test_the_verifiers_weights_are_quantised_as_asked(model: LoadedModel) -> None:
+    for prm in (None, "shared", "policy:self_certainty"):
+        with pytest.raises(WcseError, match="prm_quantization='int8'"):
+            Service(ServeConfig(model="tiny-wc", prm=prm, prm_quantization="int8", kv_memory=0.01), model)
+    config = ServeConfig(model="tiny-wc", prm="tiny-wc-prm", prm_quantization="int8", kv_memory=0.05)
+    service = Service(config, model)
+    assert service.scorer.model.decoder.quantization == "int8"
+    service.judge.close()
+
+
 @pytest.mark.parametrize(
     ("model_name", "extra", "param"),
     [

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from wcse.adapters.token_backend import TokenBackend, Written
 from wcse.answers import MathPool
 from wcse.data.grading import classify
-from wcse.engine.params import SamplingParams
+from wcse.engine.params import FieldError, SamplingParams
 from wcse.reward.scorer import ImplicitPRM, SeparatePRM
 from wcse.reward.text import score_texts
 from wcse.rng import node_key, uniforms
@@ -34,6 +34,10 @@ from wcse.types import (
     Search,
     WcseError,
 )
+
+
+_OF_WHOLE = ("min_tokens", "presence_penalty", "frequency_penalty", "structured_outputs")
+"""Parameters that look at the completion so far; in a request for one step that is the step alone."""
 
 
 class Verifier(Protocol):
@@ -66,7 +70,7 @@ class RemoteSearch:
 
     Args:
         verifier: scores steps; None: only strategies without one.
-        params: sampling; ``max_tokens`` is of a whole solution.
+        params: sampling; ``max_tokens`` is of a whole solution. ``n`` and ``seed`` are the search's.
         delimiter: what ends a step.
         seed: with the prompt, fixes every request's own seed.
     """
@@ -164,6 +168,8 @@ class _Run:
         while root.parent is not None:
             root = root.parent
         whole = to_end and owner.verifier is None
+        if not whole:
+            _check_steps(owner.params)
         params = replace(
             owner.params,
             n=n,
@@ -201,3 +207,11 @@ class _Run:
         for step, score in zip(steps, scores, strict=True):
             if step.score is None:
                 step.score = score
+
+
+def _check_steps(params: SamplingParams) -> None:
+    plain = SamplingParams()
+    for name in _OF_WHOLE:
+        if getattr(params, name) != getattr(plain, name):
+            fix = "it would begin anew with each step's request; leave it out, or search without a verifier"
+            raise FieldError(name, getattr(params, name), fix)

@@ -10,11 +10,38 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from wcse.engine.params import SamplingParams
+from wcse.engine.params import FieldError, SamplingParams
 from wcse.types import WcseError
 
-_PASSED = ("n", "temperature", "top_p", "max_tokens", "seed", "top_k", "min_p", "repetition_penalty")
-"""Parameters that go to a server as they are; beside them the stop strings."""
+_PASSED = (
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "max_tokens",
+    "min_tokens",
+    "seed",
+    "stop_token_ids",
+    "ignore_eos",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "structured_outputs",
+)
+"""Parameters that go to a server as they are; beside them the stop strings, which stay in the text."""
+
+_REFUSED = {
+    "best_of": "the engine's own choice would hide what it drew; set n",
+    "logprobs": "those of the drawn tokens are returned always, others never; leave it out",
+    "prompt_logprobs": "the prompt's log-probabilities are not returned; leave it out",
+    "skip_special_tokens": "the text has none; leave it on",
+    "detokenize": "the text is returned always; leave it on",
+}
+"""Parameters that a completion here has no place for: what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +60,11 @@ class TokenBackend(Protocol):
     """An engine, wherever it runs."""
 
     async def complete(self, token_ids: Sequence[int], params: SamplingParams) -> list[Written]:
-        """``params.n`` completions of the ids."""
+        """``params.n`` completions of the ids.
+
+        Raises:
+            FieldError: a parameter is set that the engine cannot be told.
+        """
 
 
 class _Server:
@@ -120,7 +151,18 @@ class Generate(_Server):
 
 
 def _passed(params: SamplingParams) -> dict[str, Any]:
-    found = {name: getattr(params, name) for name in _PASSED if getattr(params, name) is not None}
+    """The fields of a request.
+
+    Raises:
+        FieldError: a parameter is set that is not passed.
+    """
+    plain = SamplingParams()
+    for name, fix in _REFUSED.items():
+        if getattr(params, name) != getattr(plain, name):
+            raise FieldError(name, getattr(params, name), f"a token backend does not take it: {fix}")
+    values = ((name, getattr(params, name)) for name in _PASSED)
+    # Not even empty where nothing was asked for: a server that lacks the field need not know it then.
+    found = {name: value for name, value in values if value is not None and value != ()}
     return found | {"stop": list(params.stop), "include_stop_str_in_output": True}
 
 

@@ -35,6 +35,12 @@ def plan(options: Options) -> int:
         f"in all {used / gib:.2f} GiB, {kv / gib:.2f} GiB of it for keys and values: {fit.pages} pages of 16 tokens "
         "for each model"
     )
+    if len(fit.models) > 1:
+        alone = ", ".join(f"{model.role} {fit.kv // model.page}" for model in fit.models)
+        print(
+            f"these are one pool: blocks of {fit.block / 2**20:.2f} MiB go to the model that needs them (pages, were "
+            f"all one model's: {alone})"
+        )
     if not fit.fits:
         print(
             "It does not fit: take smaller models, quantization, fewer rows (batch_size) or less kv_memory_gb."

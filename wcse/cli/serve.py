@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from wcse.cli.arguments import count
 from wcse.cli.command import Command, Options
 from wcse.types import WcseError
 
@@ -14,6 +15,8 @@ KEY_VARIABLE = "WCSE_API_KEY"
 
 def serve(options: Options) -> int:
     """Load the models and serve until interrupted."""
+    import torch
+
     try:
         from wcse.serve.app import run
         from wcse.serve.service import ServeConfig
@@ -25,6 +28,8 @@ def serve(options: Options) -> int:
     if not 1 <= port <= 65535:
         raise WcseError(f"port={port}: give a number from 1 to 65535")
     keys = _keys(options.pop("api_key_file", None))
+    if threads := options.pop("threads", None):
+        torch.set_num_threads(threads)
     if options.pop("quiet", False):
         run(ServeConfig(keys=keys, **options), host=host, port=port, ready=lambda _: None)
     else:
@@ -77,13 +82,15 @@ _SERVE = (
     ("dtype", {"metavar": "T", "help": "float32, bfloat16 or float16 (default: float32; bfloat16 on a GPU)"}),
     ("kv-cache-dtype", {"metavar": "T", "help": "keys and values: auto, float16; on a GPU fp8"}),
     ("quantization", {"metavar": "Q", "help": "policy weights, as in solve; on a GPU fp8"}),
+    ("prm-quantization", {"metavar": "Q", "help": "the same for the verifier's weights"}),
+    ("threads", {"type": count, "metavar": "T", "help": "CPU threads"}),
     ("host", {"metavar": "H", "help": "address to listen on (default 127.0.0.1; others need a key)"}),
     ("port", {"type": int, "metavar": "N", "help": "port (default 8000)"}),
     ("api-key-file", {"metavar": "FILE", "help": f"accepted keys, one a line; also ${KEY_VARIABLE}"}),
     ("seed", {"type": int, "metavar": "S", "help": "seed of searches without one (default 0)"}),
     (
         "max-num-seqs",
-        {"type": int, "metavar": "ROWS", "help": "most completions written at once (default 256)"},
+        {"type": int, "metavar": "ROWS", "help": "most completions written at once, solve's --batch-size (default 256)"},
     ),
     ("max-model-len", {"type": int, "metavar": "K", "help": "most tokens of prompt and completion"}),
     ("kv-memory", {"type": float, "metavar": "GIB", "help": "memory for keys and values (default 2)"}),

@@ -9,7 +9,7 @@ is how all of it is tested. Knows rows of numbers, nothing of spans, text or req
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from wcse.engine.lanes import Download, Lane
 from wcse.kernels import ops
 from wcse.models.decoder import Batch, Decoder
 from wcse.models.kv_pool import KVPool
+
+if TYPE_CHECKING:
+    from wcse.kernels.triton.work import DevicePlan
 
 MACHINES = 3  # delimiter, stop strings, ids
 
@@ -52,14 +55,33 @@ class Round:
     logprobs: np.ndarray  # float32 [K, R]
     counts: np.ndarray  # int32 [R], tokens of each
 
+    def take(self, rows: list[int]) -> Round:
+        """What some of the rows wrote."""
+        return Round(self.tokens[:, rows], self.logprobs[:, rows], self.counts[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a round needs of its plan, on its way to the device."""
+
+    plan: DevicePlan
+    order: np.ndarray  # of the plan's segments
+    positions: np.ndarray  # int32 [R]
+    lists: dict[int, Any]  # by window: kernels.triton.work.DeviceList
+    tails: list[np.ndarray]  # of each list, int32 [R]
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
     """A round that the device works on."""
 
     outputs: Download
-    order: np.ndarray  # of the plan's segments
     tokens: int
+    prepared: Prepared  # kept until the device has copied it
+
+    @property
+    def order(self) -> np.ndarray:
+        return self.prepared.order
 
     def wait(self) -> Round:
         """What the rows wrote."""
@@ -123,46 +145,59 @@ class DeviceLoop:
     def run(
         self, plan: _core.Plan, rows: RoundRows, ahead: np.ndarray, table: Tensor, *, count: int
     ) -> Round:
-        """``start`` a round and wait for its end."""
-        return self.start(plan, rows, ahead, table, count=count).wait()
+        """``prepare``, ``start``, and wait for the end."""
+        return self.start(self.prepare(plan, ahead, count=count), rows, table, count=count).wait()
 
-    def start(
-        self, plan: _core.Plan, rows: RoundRows, ahead: np.ndarray, table: Tensor, *, count: int
-    ) -> Started:
-        """Queue up to ``count`` tokens of every row; the host may do other things meanwhile.
+    def prepare(self, plan: _core.Plan, ahead: np.ndarray, *, count: int) -> Prepared:
+        """Cut the work lists of a round and send them to the device.
 
         Args:
             plan: one new token for every row, none of which is above another.
-            rows: in the order of the plan's segments, as ``ahead`` is.
-            ahead: int32 [R, pages]; the pages that hold the next ``count - 1`` tokens of each row.
-            table: see ``ops.advance``.
+            ahead: int32 [R, pages], in the order of the plan's segments; the pages that hold the next ``count - 1``
+                tokens of each row.
         """
-        order = np.asarray(plan.order)
-        memory = self._fill(plan, rows.take(order), ahead[order], table, count)
-        for _ in range(count):
-            self._iterate(memory)
-        return Started(self.lane.download(memory.outputs), order, self.tokens)
-
-    def _fill(
-        self, plan: _core.Plan, rows: RoundRows, ahead: np.ndarray, table: Tensor, count: int
-    ) -> _Memory:
-        """The round's inputs in the fixed memory of its bucket."""
         positions = np.asarray(plan.positions)
         last = torch.from_numpy(positions + (count - 1))  # the rope tables must reach as far
-        asked = Batch(torch.from_numpy(rows.tokens), last, torch.from_numpy(rows.slots), plan, torch.empty(0))
-        placed = self.decoder.place(asked, upload=False).plan
-        placed.ahead, placed.tile_rows = ahead, self.tile_rows
+        nothing = torch.zeros(len(positions), dtype=torch.int64)
+        placed = self.decoder.place(Batch(nothing, last, nothing, plan, nothing), upload=False).plan
+        order = np.asarray(plan.order)
+        placed.ahead, placed.tile_rows = ahead[order], self.tile_rows
         if placed.last_page >= self.pool.num_pages:
             raise RuntimeError(f"the plan reads page {placed.last_page} of {self.pool.num_pages}")
+        fresh = bucketed_lists(self.decoder, placed)
+        lists = {window: there for window, (there, _) in fresh.items()}
+        return Prepared(placed, order, positions, lists, [work.tails for _, work in fresh.values()])
+
+    def foresee(self, plan: _core.Plan, ahead: np.ndarray, *, count: int) -> Prepared | None:
+        """``prepare`` while a round runs, and beside it. None: the tables that it reads would have to be replaced."""
+        if int(np.asarray(plan.positions).max()) + count > self.decoder.rope_rows:
+            return None
+        with self.lane.beside():
+            return self.prepare(plan, ahead, count=count)
+
+    def start(self, prepared: Prepared, rows: RoundRows, table: Tensor, *, count: int) -> Started:
+        """Queue up to ``count`` tokens of every row; the host may do other things meanwhile.
+
+        Args:
+            prepared: of a plan of these rows and as many tokens.
+            rows: in the order of the plan's segments.
+            table: see ``ops.advance``.
+        """
+        memory = self._fill(prepared, rows.take(prepared.order), table, count)
+        for _ in range(count):
+            self._iterate(memory)
+        return Started(self.lane.download(memory.outputs), self.tokens, prepared)
+
+    def _fill(self, prepared: Prepared, rows: RoundRows, table: Tensor, count: int) -> _Memory:
+        """The round's inputs in the fixed memory of its bucket."""
+        self.decoder.check_tokens(torch.from_numpy(rows.tokens))
         tables = self.decoder.rope_rows, table.data_ptr()
         if self._tables != tables:  # the graphs hold the addresses of tables that are gone
             self._memories.clear()
             self._tables = tables
-        fresh = bucketed_lists(self.decoder, placed)
-        lists = {window: there for window, (there, _) in fresh.items()}
-        size = bucket(plan.n_rows)
+        size, lists = bucket(prepared.plan.n_rows), prepared.lists
         key = lists_key(size, lists)
-        host = self._pack(rows, positions, [work.tails for _, work in fresh.values()], size, count)
+        host = self._pack(rows, prepared.positions, prepared.tails, size, count)
         if key not in self._memories:
             self._memories[key] = self._allocate(host, lists, table, size)
             return self._memories[key]

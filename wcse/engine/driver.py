@@ -15,6 +15,7 @@ from wcse.budget import Account as Charges
 from wcse.engine.engine import Engine
 from wcse.engine.growth import Account, Growth, Root
 from wcse.engine.params import SamplingParams, StepRule
+from wcse.engine.runner import KVMemoryHeld
 from wcse.flops import ModelCost
 from wcse.ledger import Ledger
 from wcse.rng import uniforms
@@ -197,7 +198,8 @@ class Driver:
     def advance(self) -> bool:
         """One step of the policy and, when enough waits, of the verifier. False when there was no work.
 
-        While a device writes the policy's tokens, the verifier's step is planned, and runs beside it.
+        While a device writes the policy's tokens, the verifier's step is planned, and runs beside it; unless they need
+        the same memory, then the verifier's step comes after.
         """
         worked, begun, scorer = self.engine.busy, False, self.scorer
         if worked:
@@ -207,13 +209,27 @@ class Driver:
             if worked and not begun:
                 self._census()
             if scorer is not None and scorer.waiting and scorer.waiting >= len(self.engine.rows) // 4:
-                self._timed(scorer.step, lambda run: scorer.account(run.root).computed, "verifier_seconds")
+                try:
+                    self._step_scorer(scorer)
+                except KVMemoryHeld:
+                    if not begun:
+                        raise
+                    begun = False
+                    self._finish_step()
+                    self._step_scorer(scorer)
                 worked = True
         finally:
             if begun:
-                self._timed(self.engine.finish, lambda run: run.root.account.computed, "policy_seconds")
-                self._census()
+                self._finish_step()
         return worked
+
+    def _step_scorer(self, scorer: Scorer) -> None:
+        self._timed(scorer.step, lambda run: scorer.account(run.root).computed, "verifier_seconds")
+
+    def _finish_step(self) -> None:
+        """End the policy's step."""
+        self._timed(self.engine.finish, lambda run: run.root.account.computed, "policy_seconds")
+        self._census()
 
     def _timed(self, step: Callable[[], T], tokens: Callable[[_Running], int], field_name: str) -> T:
         """Run a step and share its time out by the tokens that it computed for each problem."""

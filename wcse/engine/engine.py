@@ -23,8 +23,9 @@ from wcse.engine.memory import Memory
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.rounds import Rounds
 from wcse.engine.rules import make_rules
-from wcse.engine.runner import Runner, Span, Work, pages
+from wcse.engine.runner import Runner, Work
 from wcse.engine.schedule import Schedule
+from wcse.engine.spans import Span, pages
 from wcse.kernels.copies import join_rows, take_rows
 from wcse.models.decoder import Decoder
 from wcse.models.load import LoadedModel
@@ -173,7 +174,9 @@ class Engine:
         assert self._started is not None and self.rounds is not None
         (rows, started), self._started = self._started, None
         with self.runner.lane.entered():
-            self._settle_round(rows, self.rounds.finish(rows, started))
+            rows, found = self.rounds.finish(rows, started)
+            if rows:
+                self._settle_round(rows, found)
 
     def _run(self, work: Work) -> None:
         fills = self.schedule.put(work)

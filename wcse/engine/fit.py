@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from wcse.engine.arena import block_size
 from wcse.engine.memory import FEWEST, KV_GIB, MOST_PAGES
 from wcse.flops import ModelCost
 from wcse.models.kv_pool import KVPool
@@ -41,9 +42,8 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Models on a device, counted as if all had as many pages: verifier and policy store the same tokens.
-
-    On a GPU the pools have these sizes; on a CPU the models share ``kv``, and pages go to who needs them.
+    """Models on a device. They share ``kv``, and its blocks go to who needs them; what is counted here is as if all had
+    as many pages, for verifier and policy store the same tokens.
     """
 
     device: str
@@ -60,6 +60,11 @@ class Fit:
     @property
     def fits(self) -> bool:
         return self.pages >= FEWEST and sum(model.fixed for model in self.models) + self.kv <= self.free
+
+    @property
+    def block(self) -> int:
+        """Bytes that go from one model to another at a time."""
+        return block_size([model.page for model in self.models], self.kv)
 
     def kv_of(self, model: Footprint) -> int:
         """The model's part of the memory for keys and values, bytes."""

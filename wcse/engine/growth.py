@@ -13,7 +13,7 @@ import torch
 from wcse.engine.draw import Top
 from wcse.engine.params import SamplingParams, StepRule
 from wcse.engine.rules import Guide, Rules
-from wcse.engine.runner import Span
+from wcse.engine.spans import Span
 from wcse.types import Node
 
 

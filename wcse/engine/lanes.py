@@ -1,8 +1,9 @@
 """Queues of device work: what one model does runs in order, two models run side by side.
 
 A lane is a CUDA stream; on a CPU there is nothing to queue. Work of a lane may read what was queued before it in the
-lane, and what the caller's own stream held when the lane was entered (weights); never what another lane writes. Results
-leave a lane by ``download`` alone, which ends when its copy does. Knows nothing of models or rows.
+lane, and what the caller's own stream held when the lane was entered (weights); never what another lane writes, but for
+memory that was given away, which comes after a ``follow``. Results leave a lane by ``download`` alone, which ends when
+its copy does. Knows nothing of models or rows.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Lane:
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._settled: torch.cuda.Event | None = None
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -47,6 +50,27 @@ class Lane:
             self._stream.wait_stream(outer)
         with torch.cuda.stream(self._stream):
             yield
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What the block asks of the device runs beside the lane; the lane goes on when it has ended."""
+        if self._stream is None or self._side is None:
+            yield
+            return
+        with torch.cuda.stream(self._side):
+            yield
+        self._stream.wait_stream(self._side)
+
+    def settle(self) -> None:
+        """What is queued so far is all that may touch memory which is given away from now on."""
+        if self._stream is not None:
+            self._settled = self._settled or torch.cuda.Event()
+            self._settled.record(self._stream)
+
+    def follow(self, other: Lane) -> None:
+        """What is queued here from now on comes after what the other lane had queued when it settled last."""
+        if self._stream is not None and other._settled is not None:
+            self._stream.wait_event(other._settled)
 
     def download(self, x: Tensor) -> Download:
         """Copy to pinned memory behind what the current stream holds, without waiting."""

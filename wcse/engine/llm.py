@@ -174,12 +174,14 @@ class LLM:
         use_tqdm: bool = True,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Complete one conversation, or a list of them, through the model's chat template.
 
         Args:
             add_generation_prompt: begin the assistant's turn.
             continue_final_message: go on in the last message instead; turn ``add_generation_prompt`` off.
+            chat_template_kwargs: the template's own options, such as ``{"enable_thinking": False}``.
 
         Raises:
             WcseError: as ``generate``, or the tokenizer has no chat template.
@@ -193,6 +195,7 @@ class LLM:
                     conversation,
                     add_generation_prompt=add_generation_prompt,
                     continue_final_message=continue_final_message,
+                    template_options=chat_template_kwargs,
                 )
             }
             for conversation in conversations

@@ -44,7 +44,7 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A prompt and its completions, in index order."""
+    """A prompt and its completions, in index order. ``metrics`` and ``lora_request`` are for code that reads vLLM's."""
 
     request_id: str
     prompt: str | None
@@ -53,6 +53,8 @@ class RequestOutput:
     finished: bool = True
     num_cached_tokens: int = 0
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    metrics: None = None
+    lora_request: None = None
 
 
 @dataclass(slots=True)

@@ -60,6 +60,10 @@ class FieldError(WcseError):
         self.field = field
 
 
+class UnknownField(FieldError, TypeError):
+    """A name that there is not: a ``TypeError``, as of any call with an unknown keyword argument."""
+
+
 def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
     good = isinstance(value, int) and not isinstance(value, bool) and value >= low
     if not good or (high is not None and isinstance(value, int) and value > high):
@@ -142,7 +146,8 @@ class SamplingParams:
             ``{"grammar": lark}``; needs the extra ``structured``.
 
     Raises:
-        FieldError: a name is unknown or a value out of range; the message names field, value and fix.
+        FieldError: a value is out of range; the message names field, value and fix.
+        UnknownField: a name is unknown; a FieldError and a TypeError.
     """
 
     n: int = 1
@@ -176,7 +181,7 @@ class SamplingParams:
         for name, value in options.items():
             if name not in known:
                 reason = REFUSED.get(name) or f"there is no such sampling parameter{suggest(name, known)}"
-                raise FieldError(name, value, reason)
+                raise UnknownField(name, value, reason)
         return object.__new__(cls)
 
     def __post_init__(self) -> None:

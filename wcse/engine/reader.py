@@ -14,7 +14,8 @@ import torch
 
 from wcse.engine.draw import TOP_ROWS, Top, top_logprobs
 from wcse.engine.engine import Engine
-from wcse.engine.runner import KVMemoryError, Span, Work
+from wcse.engine.runner import KVMemoryError, Work
+from wcse.engine.spans import Span
 from wcse.types import WcseError
 
 READ_TOKENS = 1024  # tokens of one batch

@@ -2,6 +2,8 @@
 
 A round stops a row exactly where the engine would end its node: the device follows the same delimiters, stop strings
 and ids. What it cannot follow (rules on logits, likeliest tokens, measures, prompts to read) is done token by token.
+While the device writes, the round after is planned and its lists are sent, as if all rows went on; where they do not,
+or pages moved, it is planned again.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wcse.engine.device_loop import DeviceLoop, Round, RoundRows, Started
+from wcse.engine.ahead import Places, foresee, settle_ahead, store_ahead
+from wcse.engine.device_loop import DeviceLoop, Prepared, Round, RoundRows, Started
 from wcse.engine.machines import Ends, Machines
-from wcse.engine.runner import pages
+from wcse.engine.spans import pages
 
 if TYPE_CHECKING:
     from wcse.engine.engine import Engine
@@ -30,6 +33,8 @@ class Rounds:
         self.engine = engine
         self.tokens = tokens
         self.done = 0  # rounds so far
+        self.foreseen = 0  # those of them that were planned while the one before ran
+        self._next: tuple[Places, Prepared] | None = None
         self.machines = Machines(engine.matcher, engine.model.spec.vocab_size, engine.model.decoder.device)
         runner = engine.runner
         self._loop = DeviceLoop(engine.model.decoder, runner.pool, tokens=tokens, lane=runner.lane)
@@ -60,10 +65,10 @@ class Rounds:
         heat = [0.0 if row.growth.greedy else p.temperature for row, p in zip(rows, params, strict=True)]
         states = [self.machines.states(self._ends(row), row.slot) for row in rows]
         limits = np.fromiter((row.limit for row in rows), np.int32, len(rows))
-        plan, slots, ahead = self.engine.runner.store_ahead(spans, self.tokens)
+        places, prepared = self._places(rows)
         given = RoundRows(
             tokens=last,
-            slots=slots,
+            slots=places.slots,
             counters=counts,
             left=limits - counts,
             keys=np.fromiter((row.key for row in rows), np.uint64, len(rows)).view(np.int64),
@@ -73,15 +78,39 @@ class Rounds:
             min_p=np.fromiter((p.min_p for p in params), np.float32, len(rows)),
             machines=np.asarray(states, np.int32),
         )
-        return self._loop.start(plan, given, ahead, self.machines.table, count=self.tokens)
+        return self._loop.start(prepared, given, self.machines.table, count=self.tokens)
 
-    def finish(self, rows: Sequence[Row], started: Started) -> Round:
-        """What a round wrote in its rows; keys and values of all but each last token are stored."""
-        found, spans = started.wait(), [row.span for row in rows]
+    def _places(self, rows: Sequence[Row]) -> tuple[Places, Prepared]:
+        """Where the round's tokens go; foreseen, or planned now."""
+        runner, spans = self.engine.runner, [row.span for row in rows]
+        (foreseen, prepared), self._next = self._next or (None, None), None
+        places = store_ahead(runner, spans, self.tokens, foreseen=foreseen)
+        if prepared is not None and places is foreseen:
+            self.foreseen += 1
+            return places, prepared
+        return places, self._loop.prepare(places.plan, places.ahead, count=self.tokens)
+
+    def _foresee(self, rows: Sequence[Row]) -> None:
+        """Plan the next round, unless a row will have ended by then."""
+        if any(row.span.kv < 0 or row.limit - len(row.span.tokens) <= self.tokens for row in rows):
+            return
+        places = foresee(self.engine.runner, [row.span for row in rows], self.tokens)
+        if places is not None:
+            prepared = self._loop.foresee(places.plan, places.ahead, count=self.tokens)
+            self._next = None if prepared is None else (places, prepared)
+
+    def finish(self, rows: Sequence[Row], started: Started) -> tuple[list[Row], Round]:
+        """The rows that nobody aborted meanwhile, and what the round wrote in them.
+
+        Keys and values of all but each last token are stored.
+        """
+        self._foresee(rows)
+        found, alive = started.wait(), [i for i, row in enumerate(rows) if row.span.kv >= 0]
+        rows, found = [rows[i] for i in alive], found.take(alive)
         written = [found.tokens[:n, i].tolist() for i, n in enumerate(found.counts)]
-        self.engine.runner.settle_ahead(spans, self.tokens, written)
+        settle_ahead(self.engine.runner, [row.span for row in rows], self.tokens, written)
         self.done += 1
-        return found
+        return rows, found
 
     def _ends(self, row: Row) -> Ends:
         root = row.growth.root

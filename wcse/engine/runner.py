@@ -1,8 +1,7 @@
 """Spans of tokens and their keys and values: a decoder over its own KV tree.
 
-A ``Span`` is what a runner knows of a node: token ids, how many of them have keys and values, and the hidden
-state after the last one. A runner puts tokens of spans through the decoder in one batch and returns hidden
-states; policy and verifier each have one. It knows nothing of sampling, scoring, search or text.
+A runner puts tokens of spans (``spans``) through the decoder in one batch and returns hidden states; policy and
+verifier each have one. It knows nothing of sampling, scoring, search or text.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from wcse import _core
 from wcse.engine.graphs import StepGraphs
 from wcse.engine.lanes import Lane
 from wcse.engine.memory import Memory
+from wcse.engine.spans import PAGE, Span, pages
 from wcse.models.decoder import Batch, Decoder
 from wcse.models.kv_pool import KVPool
 from wcse.types import WcseError
 
-PAGE = 16
 PROMPT_BLOCK = (
     64  # prompts are stored in spans of 64 tokens, the kernel's block: a hit never moves the block grid
 )
@@ -33,71 +32,8 @@ class KVMemoryError(WcseError):
     """The keys and values of a single path do not fit in the memory given."""
 
 
-class Span:
-    """A run of token ids below a parent span.
-
-    ``n_kv`` of the tokens have keys and values in tree node ``kv`` (-1: none, they will be recomputed).
-    ``start`` is the position of the first token. A ``closed`` span takes no more tokens; those of a ``prompt``
-    stay cached for the next problem that begins alike. ``hidden`` [hidden
-    size] is the final-norm hidden state of the last token, set when a closed span is wholly stored.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "base",
-        "closed",
-        "hidden",
-        "kids",
-        "kv",
-        "n_kv",
-        "parent",
-        "prompt",
-        "start",
-        "tick",
-        "tokens",
-    )
-
-    def __init__(
-        self, parent: Span | None, tokens: Sequence[int] = (), *, prompt: bool = False, base: int = 0
-    ) -> None:
-        self.parent = parent
-        self.base = base  # the tree node below which a first span begins: its tenant's
-        self.tokens = list(tokens)
-        self.start: int = parent.start + len(parent.tokens) if parent else 0
-        self.kv = -1
-        self.n_kv = 0
-        self.kids = 0  # child spans that have a tree node
-        self.closed = prompt
-        self.prompt = prompt
-        self.hidden: torch.Tensor | None = None
-        self.tick = 0
-
-    @property
-    def depth(self) -> int:
-        """Tokens from the start of the prompt to the end of this span."""
-        return self.start + len(self.tokens)
-
-    def lineage(self) -> list[Span]:
-        """The spans from the first of the prompt to this one."""
-        chain: list[Span] = []
-        span: Span | None = self
-        while span is not None:
-            chain.append(span)
-            span = span.parent
-        return chain[::-1]
-
-
-def pages(tokens: int) -> int:
-    """Pages that a node of so many tokens owns."""
-    return -(-tokens // PAGE)
-
-
-def opened_pages(slots: np.ndarray) -> np.ndarray:
-    """The pages that consecutive slots [rows, count] open, in order: int32 [rows, pages], -1 for none."""
-    found = np.full((len(slots), pages(slots.shape[1])), -1, np.int32)
-    opens = slots % PAGE == 0
-    found[np.nonzero(opens)[0], (opens.cumsum(1) - 1)[opens]] = slots[opens] // PAGE
-    return found
+class KVMemoryHeld(KVMemoryError):
+    """They would, but other models' running work, which ends by itself, holds the memory."""
 
 
 REPLAN = 64
@@ -171,20 +107,24 @@ class Runner:
         lane: the queue of its work on a device. All that reads or writes what is stored happens in it.
         worker: what runs, if anything does between two steps; others never evict what it stands on.
         yields: whether it may be suspended for the sake of others; otherwise they wait until it has ended.
+        ahead: a device works on places that are owned ahead (``ahead``); meanwhile nothing of it can be suspended.
+        moves: how often pages were moved: what was planned before is of no use then.
     """
 
     def __init__(self, decoder: Decoder, *, num_pages: int = 0, memory: Memory | None = None) -> None:
+        self.decoder = decoder
         self.page_bytes = KVPool.page_bytes(decoder.spec, decoder.kv_dtype)
-        self.use(decoder)
         self.memory = memory or Memory(num_pages * self.page_bytes)
-        num_pages = self.memory.join(self)
         self.lane = Lane(decoder.device)
+        self.pool = self.memory.join(self)
+        num_pages = self.pool.num_pages
         self.tree = _core.KVTree(num_pages)
-        self.tree.lend(num_pages)
-        self.pool = decoder.pool(num_pages)
+        self.tree.lend(np.arange(num_pages, dtype=np.int32))
         self.use(decoder)
         self.worker: ref[Worker] | None = None
         self.yields = True
+        self.ahead = False
+        self.moves = 0
         self.computed = 0  # tokens put through the decoder so far
         self.room = num_pages  # pages that can be had although nothing stored is dropped but cached prompts
         self._own = 0  # those of them that need not be granted first
@@ -269,7 +209,8 @@ class Runner:
 
     def reset(self) -> None:
         """Forget every stored key and value; spans that are in use are read again."""
-        self.tree.settle()
+        self.ahead = False
+        self.settle()
         self._planned = None
         for span in sorted(self._resident, key=lambda s: s.start, reverse=True):
             self.release(span)
@@ -309,26 +250,18 @@ class Runner:
     def suspend(self) -> bool:
         """Stop a piece of that work; False: there is none that may be stopped."""
         worker = self.worker() if self.worker is not None else None
-        return worker is not None and self.yields and worker.suspend()
+        return worker is not None and self.yields and not self.ahead and worker.suspend()
 
     # -- pages that come and go --------------------------------------------------------------------------
 
-    @property
-    def lent(self) -> int:
-        """Pages whose memory is not the runner's."""
-        return int(self.tree.stats()["lent"])
-
-    @property
-    def spare(self) -> int:
-        """Pages of the runner's that hold nothing."""
-        stats = self.tree.stats()
-        return int(stats["free"] - stats["lent"])
-
-    def give_up(self, pages: int) -> int:
-        """Part with so many spare pages, or all of them. Returns how many."""
-        lent = self.tree.lend(pages)
-        self.pool.forget(lent)
-        return len(lent)
+    def relocate(self, source: np.ndarray, target: np.ndarray) -> None:
+        """Move what is in pages of nodes to spare pages, behind all that is queued."""
+        with self.lane.entered():
+            self.pool.move(source, target)
+        self.tree.relocate(source, target)
+        self.lane.settle()
+        self._planned = None
+        self.moves += 1
 
     # -- one step ----------------------------------------------------------------------------------------
 
@@ -354,7 +287,7 @@ class Runner:
             if count <= 0:
                 return False
             self.attach(part)
-            self._take(part, count)
+            self.take(part, count)
             new = np.asarray(part.tokens[part.n_kv : part.n_kv + count], dtype=np.int32)
             work.put(part, count, self.tree.extend(part.kv, new))
             part.n_kv += count
@@ -388,7 +321,7 @@ class Runner:
             return
         for span in spans:
             self.attach(span)
-            self._take(span, 1)
+            self.take(span, 1)
         nodes = np.fromiter((s.kv for s in spans), np.int32, len(spans))
         new = np.fromiter((s.tokens[-1] for s in spans), np.int32, len(spans))
         slots = self.tree.extend_rows(nodes, new)
@@ -397,35 +330,6 @@ class Runner:
             span.n_kv += 1
             if span.closed:
                 self.tree.seal(span.kv)
-
-    def store_ahead(self, spans: Sequence[Span], count: int) -> tuple[_core.Plan, np.ndarray, np.ndarray]:
-        """Store the last token of every span and own places for the ``count - 1`` that follow it. Memory must suffice.
-
-        Returns:
-            The plan of one row for every span; the slot of each last token, int32 [spans]; and the pages that each
-            will grow into, int32 [spans, pages], -1 for none. Both in the order of ``spans``.
-        """
-        work = self.begin()
-        self.store_one(work, spans)
-        nodes = np.fromiter((s.kv for s in spans), np.int32, len(spans))
-        plan = _core.plan(self.tree, nodes, np.ones(len(spans), np.int32))
-        for span in spans:
-            self._take(span, count - 1)
-        later = self.tree.extend_ahead(nodes, count - 1).reshape(len(spans), count - 1)
-        return plan, np.concatenate(work.slots), opened_pages(later)
-
-    def settle_ahead(self, spans: Sequence[Span], count: int, written: Sequence[Sequence[int]]) -> None:
-        """After ``store_ahead``: each span wrote these tokens, at least one; all but the last are stored."""
-        for span, new in zip(spans, written, strict=True):
-            span.tokens += new
-            span.n_kv += len(new) - 1
-        kept = np.fromiter(map(len, written), np.int32, len(spans))
-        stored = [token for new in written for token in new[:-1]]
-        nodes = np.fromiter((s.kv for s in spans), np.int32, len(spans))
-        self.tree.amend_rows(nodes, count - kept, kept - 1, np.asarray(stored, np.int32))
-        self.tree.settle()
-        self.computed += int(kept.sum())
-        self.refresh_room()
 
     def run(self, work: Work, *, every_row: bool = False) -> torch.Tensor:
         """Put the batch through the decoder.
@@ -453,9 +357,14 @@ class Runner:
             hidden = self._graphs.forward(batch)
         else:
             hidden = self.decoder.forward(self.decoder.place(batch), self.pool)
-        self.tree.settle()
+        self.settle()
         self.computed += work.tokens
         return hidden
+
+    def settle(self) -> None:
+        """Nothing is in flight: what is queued reads no page that is free from now on."""
+        self.tree.settle()
+        self.lane.settle()
 
     def _plan(self, work: Work, every_row: bool) -> Planned:
         """The plan of a batch: the last one, a token later, where the same rows go on and nothing else is there."""
@@ -488,7 +397,8 @@ class Runner:
             span.parent.kids += 1
         return span.kv
 
-    def _take(self, span: Span, count: int) -> None:
+    def take(self, span: Span, count: int) -> None:
+        """Own the pages that so many more tokens of a span open."""
         self._claim(pages(span.n_kv + count) - pages(span.n_kv))
         span.tick = self.memory.tick
 
@@ -497,6 +407,4 @@ class Runner:
         self.room -= need
         self._own -= need
         if self._own < 0:
-            granted = self.memory.grant(self, -self._own)
-            self.tree.take_back(granted)
-            self._own += granted
+            self._own += self.memory.grant(self, -self._own)

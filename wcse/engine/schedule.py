@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from wcse.engine.growth import Fill, Root, Row
-from wcse.engine.runner import PAGE, KVMemoryError, Runner, Span, Work
+from wcse.engine.runner import KVMemoryError, Runner, Work
+from wcse.engine.spans import PAGE, Span
 from wcse.engine.table import RowTable
 from wcse.types import Node
 

@@ -121,10 +121,10 @@ class Decoder:
         kept = quantization in (None, "gguf", "gguf_a8")  # a file's floats stay floats
         return ops.pack_linear(matrix, "fp32" if kept else quantization)
 
-    def pool(self, num_pages: int) -> KVPool:
-        """Keys and values for this decoder."""
+    def pool(self, num_pages: int, memory: Tensor | None = None) -> KVPool:
+        """Keys and values for this decoder, in ``memory`` where it is given; see ``KVPool``."""
         device = self.device if self.dense else None
-        return KVPool(self.spec, num_pages, device=device, dtype=self.kv_dtype)
+        return KVPool(self.spec, num_pages, device=device, dtype=self.kv_dtype, memory=memory)
 
     @property
     def rope_rows(self) -> int:
@@ -147,7 +147,7 @@ class Decoder:
             head_dim=spec.head_dim,
             dtype=self.dtype,
         )
-        self._check_tokens(batch.tokens)
+        self.check_tokens(batch.tokens)
         self._grow_ropes(batch.positions)
         parts = (batch.tokens, batch.positions, batch.slots)
         if not upload:
@@ -249,7 +249,7 @@ class Decoder:
             IndexError: an id is not in the vocabulary.
         """
         if not self.dense:  # else ``place`` did, while they were on the host
-            self._check_tokens(tokens)
+            self.check_tokens(tokens)
         x = _gather(self._embedding, tokens)
         if self.dense:
             return x.mul_(self.spec.embed_scale) if self.spec.embed_scale != 1.0 else x
@@ -257,7 +257,8 @@ class Decoder:
             np.multiply(x.numpy(), np.float32(self.spec.embed_scale), out=x.numpy())
         return x
 
-    def _check_tokens(self, tokens: Tensor) -> None:
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raises IndexError where one of the ids, on the host, is not in the vocabulary."""
         ids = tokens.numpy()
         if ids.min() < 0 or ids.max() >= self.spec.vocab_size:  # numpy would count from the end
             raise IndexError(f"token id {ids.min()} or {ids.max()} is outside 0..{self.spec.vocab_size - 1}")

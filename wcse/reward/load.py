@@ -45,8 +45,10 @@ def load_verifier(
     """The verifier of that name: 'shared', 'policy:MEASURE', or a model of its own.
 
     Raises:
-        WcseError: as ``load_shared_head``, ``PolicyScorer`` or ``load_prm``.
+        WcseError: as ``load_shared_head``, ``PolicyScorer`` or ``load_prm``, or ``quantization`` is of no weights.
     """
+    if quantization is not None and (name == SHARED or name.startswith(OWN)):
+        raise WcseError(f"prm_quantization={quantization!r} needs a verifier of its own; prm is {name!r}")
     if name == SHARED:
         return load_shared_head(engine)
     if name.startswith(OWN):
@@ -166,7 +168,7 @@ def _load_generative(
 def _load_implicit(
     path: str, family: Family, kv_memory: float | Memory, options: dict[str, Any]
 ) -> ImplicitPRM:
-    """The model and its reference, over one budget; on a GPU with half of it each."""
+    """The model and its reference, over one budget."""
     model = load_model(path, **options)
     name = model.extras.get("reference", family.reference)
     beta = model.extras.get("beta", family.beta)
@@ -183,7 +185,7 @@ def _load_implicit(
         )
     layout = _layout(family, model, path)
     if not isinstance(kv_memory, Memory):
-        kv_memory = Memory.gib(kv_memory) if options["device"] == "cpu" else kv_memory / 2
+        kv_memory = Memory.gib(kv_memory)
     mine = _separate(model, layout, LogprobReader(), kv_memory)
     other = _separate(reference, replace(layout, source=name), LogprobReader(), kv_memory)
     return ImplicitPRM(mine, other, beta=float(beta), bias=float(model.extras.get("bias", 0.0)))

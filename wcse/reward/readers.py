@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from wcse.engine.runner import Runner, Span, Work
+from wcse.engine.runner import Runner, Work
+from wcse.engine.spans import Span
 from wcse.kernels.copies import join_rows
 from wcse.reward.head import Head
 from wcse.types import Node

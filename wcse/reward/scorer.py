@@ -17,7 +17,8 @@ import torch
 from wcse.engine.driver import Done
 from wcse.engine.engine import Engine
 from wcse.engine.growth import Account, Root
-from wcse.engine.runner import KVMemoryError, Runner, Span
+from wcse.engine.runner import KVMemoryError, KVMemoryHeld, Runner
+from wcse.engine.spans import Span
 from wcse.flops import ModelCost
 from wcse.kernels.copies import join_rows
 from wcse.reward.head import Head
@@ -223,6 +224,7 @@ class SeparatePRM:
         Nothing is half read between two steps, so the policy may have any of the memory then.
 
         Raises:
+            KVMemoryHeld: the memory is with work of other models that ends soon; the step can be tried again then.
             KVMemoryError: one path alone does not fit in the KV memory.
         """
         while self._dead:
@@ -249,7 +251,8 @@ class SeparatePRM:
                     break
                 if self.runner.memory.seize(self.runner, self._need(reading), [reading.span]):
                     continue
-                raise KVMemoryError(
+                held = self.runner.memory.waits(self.runner)
+                raise (KVMemoryHeld if held else KVMemoryError)(
                     f"KV memory of the verifier: one path of {reading.span.depth} tokens does not fit in "
                     f"{self.runner.tree.stats()['total']} pages; give more memory (kv_memory)"
                 )

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from wcse.engine.runner import Runner, Span
+from wcse.engine.runner import Runner
+from wcse.engine.spans import Span
 from wcse.models.load import LoadedModel
 from wcse.reward.families import Family
 from wcse.reward.layout import Layout

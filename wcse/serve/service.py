@@ -51,7 +51,8 @@ class ServeConfig:
         name: what clients call it; None: its own name.
         prm: verifier, as in a recipe; None: only searches without one.
         device, dtype, kv_cache_dtype, quantization: as for ``LLM``; all but the last are the verifier's too.
-        kv_memory: GiB for keys and values of policy and verifier together; on a GPU of each.
+        prm_quantization: of the verifier's weights.
+        kv_memory: GiB for keys and values of policy and verifier together.
         keys: accepted API keys; none: callers on this machine only.
         strategy_policy: policy file of ``wcse optimal`` for these models; it makes ``NAME@auto-2x`` a model.
         structured: take JSON schemas and grammars from requests.
@@ -73,6 +74,7 @@ class ServeConfig:
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     quantization: Quantization | None = None
+    prm_quantization: Quantization | None = None
     structured: bool = False
     delimiter: str = "\n\n"
     limits: Limits = field(default_factory=Limits)
@@ -271,15 +273,18 @@ def _planner(config: ServeConfig, scorer: Scorer | None) -> Planner:
 
 def _scorer(config: ServeConfig, engine: Engine) -> Scorer | None:
     if config.prm is None:
+        if config.prm_quantization is not None:
+            raise WcseError(f"prm_quantization={config.prm_quantization!r} is the verifier's; set prm")
         return None
     return load_verifier(
         config.prm,
         engine,
-        kv_memory=engine.runner.memory if config.device == "cpu" else config.kv_memory,
+        kv_memory=engine.runner.memory,
         family=config.prm_family,
         device=config.device,
         dtype=config.dtype,
         kv_cache_dtype=config.kv_cache_dtype,
+        quantization=config.prm_quantization,
     )
 
 
