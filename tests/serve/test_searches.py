@@ -97,7 +97,7 @@ def test_the_verifiers_weights_are_quantised_as_asked(model: LoadedModel) -> Non
             Service(ServeConfig(model="tiny-wc", prm=prm, prm_quantization="int8", kv_memory=0.01), model)
     config = ServeConfig(model="tiny-wc", prm="tiny-wc-prm", prm_quantization="int8", kv_memory=0.05)
     service = Service(config, model)
-    assert service.scorer.model.decoder.quantization == "int8"
+    assert service.scorer.runner.decoder.quantization == "int8"
     service.judge.close()
 
 
