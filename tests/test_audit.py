@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from wcse import cli
+from wcse.audit import run
 from wcse.audit.broad import _marks
 from wcse.audit.style import Style, likeness
 from wcse.audit.verdict import Answers, Difference, audit_student, difference, gap_closed, scaling, verdict
@@ -77,6 +80,20 @@ def test_marks_of_lm_eval_become_answers() -> None:
     assert _marks("t", samples).right == (False, True)
     with pytest.raises(WcseError, match="tasks=t: has none of the marks exact_match"):
         _marks("t", [{"doc_id": 0, "bleu": 0.3}])
+
+
+def test_lm_evals_tasks_are_asked_with_the_audits_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def broad(model: str, tasks: Sequence[str], **options: Any) -> dict[str, Answers]:
+        asked.append(options)
+        return {name: answers(5, 10) for name in tasks}
+
+    monkeypatch.setattr(run, "task_answers", broad)
+    monkeypatch.setattr(run, "load_problems", lambda *_, **__: [])
+    monkeypatch.setattr(run, "answers", lambda *_, **__: answers(5, 10))
+    run.run_audit("b", {"s": "s"}, "t", "home", {}, tasks=("gsm8k",), limit=10, max_tokens=48, threads=1)
+    assert asked == [{"limit": 10, "include_path": None, "max_tokens": 48, "threads": 1}] * 3
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

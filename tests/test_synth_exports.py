@@ -145,7 +145,8 @@ def test_the_card_says_what_it_is(folder: Path) -> None:
 def test_the_report_shows_both_curves_and_every_table(folder: Path) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert text.count("<svg") == 2 and "samples of the reference" in text and "<script" not in text
-    for part in ("match held: wc", "<th>coverage</th>", "At equal samples", "called wrong"):
+    assert "unsafe-inline" not in text and "style-src 'sha256-" in text
+    for part in ("match held: wc", "coverage</th>", "At equal samples", "called wrong"):
         assert part in text
 
 

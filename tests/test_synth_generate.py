@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def recipe(**options: Any) -> SynthRecipe:
 
 def run(recipe: SynthRecipe, todo: list[Problem], n: int = 2) -> dict[str, SynthRecord]:
     records: list[SynthRecord] = []
-    LocalExecutor(recipe).run([(Unit("wc", 0, p.id, n), p) for p in todo], records.append)
+    with LocalExecutor(recipe) as executor:
+        executor.run([(Unit("wc", 0, p.id, n), p) for p in todo], records.append)
     return {record.problem.id: record for record in records}
 
 
@@ -81,6 +83,14 @@ def test_all_samples_of_a_problem_share_one_reading_of_the_prompt() -> None:
     ledger, prompt = record.solved.ledger, record.solved.prompt_tokens
     assert ledger.policy_computed <= prompt + ledger.policy_sampled
     assert ledger.policy_reused >= 14 * prompt
+
+
+def test_an_executor_that_is_closed_leaves_nothing_frozen() -> None:
+    before = gc.get_freeze_count()
+    with LocalExecutor(recipe()) as executor:
+        executor.run([(Unit("wc", 0, "a", 1), Problem("a", "Calculate 1 + 1.", "2"))], lambda _: None)
+        assert gc.get_freeze_count() > before
+    assert gc.get_freeze_count() <= before
 
 
 def test_few_shot_examples_come_first_and_are_no_problems() -> None:

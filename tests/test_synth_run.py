@@ -17,7 +17,7 @@ import crash_lab
 import pytest
 import synth_runs
 
-from wcse.data.disk import Disk
+from wcse.data.disk import Disk, temporary
 from wcse.data.journal import Journal
 from wcse.synth.outputs import read_synth, write_synth
 from wcse.synth.ray_pool import Seat
@@ -121,14 +121,18 @@ def test_the_next_samples_do_not_wait_for_the_disk(tmp_path: Path) -> None:
         assert len(journal.done) == 6  # but it does not end before all is stored
 
 
-def test_what_killed_processes_left_goes_and_a_living_ones_file_stays(tmp_path: Path) -> None:
+def test_what_killed_processes_left_goes_and_a_living_ones_or_another_hosts_file_stays(
+    tmp_path: Path,
+) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (tmp_path / f".card.{dead.pid}.tmp").touch()
-    (tmp_path / f".card.{os.getpid()}.tmp").touch()
-    (tmp_path / ".other.tmp").touch()
+    mine = temporary(tmp_path / "card")
+    left = mine.with_name(mine.name.replace(f".{os.getpid()}.", f".{dead.pid}."))
+    elsewhere = f".card.another-host.{dead.pid}.tmp"
+    for path in (mine, left, tmp_path / elsewhere, tmp_path / ".other.tmp"):
+        path.touch()
     synth_runs.open_journal(tmp_path, synth_runs.recipe(), synth_runs.problems(1)).close()
-    assert {path.name for path in tmp_path.glob(".*")} == {f".card.{os.getpid()}.tmp", ".other.tmp"}
+    assert {path.name for path in tmp_path.glob(".*")} == {mine.name, elsewhere, ".other.tmp"}
 
 
 def test_a_finished_run_does_nothing_again(tmp_path: Path) -> None:

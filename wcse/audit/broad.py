@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from wcse.audit.verdict import Answers
 from wcse.types import WcseError
 
@@ -16,12 +18,20 @@ METRICS = ("exact_match", "acc", "acc_norm")
 
 
 def task_answers(
-    model: str, tasks: Sequence[str], *, limit: int | None = None, include_path: str | None = None
+    model: str,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    include_path: str | None = None,
+    max_tokens: int = 512,
+    threads: int | None = None,
 ) -> dict[str, Answers]:
     """A model's marks on lm-eval tasks, by task and in the order of its documents. Texts are left empty.
 
     Args:
         include_path: folder with task files of one's own.
+        max_tokens: most tokens of an answer, where a task sets no ``max_gen_toks`` itself.
+        threads: of the CPU; None leaves them as they are.
 
     Raises:
         WcseError: lm-eval is not installed, a task is unknown or has no such marks, or the model cannot be loaded.
@@ -39,9 +49,11 @@ def task_answers(
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise WcseError(f"tasks={','.join(unknown)}: lm-eval has no such task; see wcse lm-eval --tasks list")
+    if threads:
+        torch.set_num_threads(threads)
     found = simple_evaluate(
         model="wcse",
-        model_args={"pretrained": model},
+        model_args={"pretrained": model, "max_gen_toks": max_tokens},
         tasks=list(tasks),
         task_manager=manager,
         limit=limit,

@@ -51,6 +51,7 @@ def run_audit(
         in_domain: problems like the training data. ``held_out``: name -> problems that are not.
         tasks: of lm-eval, as held-out sets of their names. ``include_path``: folder with tasks of one's own.
         limit: first problems of each set, or documents of each task.
+        max_tokens: most tokens of an answer; a task that sets ``max_gen_toks`` keeps to its own.
 
     Raises:
         WcseError: a model or problems cannot be read, a name is taken, or a problem has no gold answer.
@@ -69,7 +70,9 @@ def run_audit(
             for name, problems in sets.items()
         }
         if tasks:
-            asked[model] |= task_answers(model, tasks, limit=limit, include_path=include_path)
+            asked[model] |= task_answers(
+                model, tasks, limit=limit, include_path=include_path, max_tokens=max_tokens, threads=threads
+            )
     reports = {
         name: audit_student(asked[base], asked[model], asked[teacher]) for name, model in students.items()
     }

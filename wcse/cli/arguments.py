@@ -6,8 +6,9 @@ Functions for ``argparse``'s ``type``: they raise what it turns into an error th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from wcse.types import WcseError
 
@@ -39,6 +40,24 @@ def counts(text: str) -> tuple[int, ...]:
             f"{text!r}: give whole numbers of at least 1 with commas between them"
         )
     return numbers
+
+
+def numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[Any, ...]]:
+    """A reader of numbers of a kind with commas between them."""
+
+    def read(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part) for part in words(text))
+        except ValueError:
+            what = "whole numbers" if kind is int else "numbers"
+            raise argparse.ArgumentTypeError(f"{text!r}: give {what} with commas between them") from None
+
+    return read
+
+
+def prices(text: str) -> tuple[float, ...]:
+    """Prices of tokens that are read and written: "0.1,0.4" or "0.1/0.4"."""
+    return numbers(float)(text.replace("/", ","))
 
 
 def specs(text: str) -> tuple[str, ...]:

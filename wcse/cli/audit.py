@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from wcse.cli.arguments import words, writing
 from wcse.cli.command import Arguments, Command, Options
 from wcse.types import WcseError
 
@@ -18,14 +19,12 @@ def audit(options: Options) -> int:
     out, quiet = options.pop("out", None), options.pop("quiet", False)
     students = _named("student", options.pop("student"))
     held_out = _named("held-out", options.pop("held_out", None) or [])
-    tasks = [name for name in options.pop("tasks", "").split(",") if name]
     report = run_audit(
         options.pop("base"),
         students,
         options.pop("teacher"),
         options.pop("in_domain"),
         held_out,
-        tasks=tasks,
         say=lambda line: None if quiet else print(f"wcse: {line}", file=sys.stderr),
         **options,
     )
@@ -58,11 +57,8 @@ def _write(path: str, report: Mapping[str, Any]) -> None:
 
     from wcse.data.disk import atomic_file
 
-    try:
-        with atomic_file(Path(path)) as file:
-            file.write(json.dumps(report, indent=1).encode("ascii") + b"\n")
-    except OSError as error:
-        raise WcseError(f"out={path!r}: cannot be written: {error.strerror or error}") from error
+    with writing("out", path), atomic_file(Path(path)) as file:
+        file.write(json.dumps(report, indent=1).encode("ascii") + b"\n")
 
 
 def _text(name: str, report: Mapping[str, Any]) -> str:
@@ -117,10 +113,20 @@ _OPTIONS: Arguments = (
         "held-out",
         {"action": "append", "metavar": "[NAME=]SPEC", "help": "problems unlike it; may be repeated"},
     ),
-    ("tasks", {"metavar": "T,T2", "help": "lm-eval tasks as further held-out sets (needs lm-eval)"}),
+    (
+        "tasks",
+        {"type": words, "metavar": "T,T2", "help": "lm-eval tasks as further held-out sets (needs lm-eval)"},
+    ),
     ("include-path", {"metavar": "DIR", "help": "folder with lm-eval tasks of your own"}),
     ("limit", {"type": int, "metavar": "K", "help": "only the first K problems of each set"}),
-    ("max-tokens", {"type": int, "metavar": "K", "help": "most tokens of an answer (default 512)"}),
+    (
+        "max-tokens",
+        {
+            "type": int,
+            "metavar": "K",
+            "help": "most tokens of an answer, except of tasks that set their own (default 512)",
+        },
+    ),
     ("threads", {"type": int, "metavar": "T", "help": "CPU threads"}),
     ("out", {"metavar": "FILE", "help": "also write all numbers as JSON"}),
     ("quiet", {"action": "store_true", "help": "no progress lines"}),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wcse.cli.arguments import numbers, prices
 from wcse.cli.command import Arguments, Command, Options
 
 
@@ -24,7 +25,11 @@ def paper(options: Options) -> int:
         if not quiet:
             print(f"wcse: {line}", file=sys.stderr)
 
-    print(_text(run_paper(config, say)))
+    results = run_paper(config, say)
+    print(_text(results))
+    for run in results["runs"]:
+        spent = f"{run['wall_seconds'] / 60:.1f} minutes, {run['cpu_seconds'] / 60:.1f} of CPU time"
+        say(f"{run['cells']} cells with {run['workers']} workers from {run['started']}: {spent}")
     return 0
 
 
@@ -37,7 +42,16 @@ def _text(results: Mapping[str, Any]) -> str:
         parts.append(f"## Data, {n} samples of se a problem\n\n{costs_table(measures)}\n{says}\n")
         parts.append(measures_tables(measures))
     parts.append("## Students: greedy accuracy on the test problems, mean over seeds (± standard error)\n")
-    head = ("set-up", "budget", "base", "on wc data", "on se data", "wc - se (95 %)", "maj@k wc : se")
+    head = (
+        "set-up",
+        "budget",
+        "base",
+        "on wc data",
+        "on se data",
+        "wc - se (95 %)",
+        "rates wc : se",
+        "maj@k wc : se",
+    )
     rows = [
         (
             row["setup"],
@@ -46,6 +60,7 @@ def _text(results: Mapping[str, Any]) -> str:
             _mean(row["wc"], row["wc_error"]),
             _mean(row["se"], row["se_error"]),
             _difference(row),
+            f"{_rates(row['wc_rates'])} : {_rates(row['se_rates'])}",
             ", ".join(f"{k}: {v:.1%} : {row['se_maj'][k]:.1%}" for k, v in row["wc_maj"].items()),
         )
         for row in results["matrix"]
@@ -59,10 +74,12 @@ def _text(results: Mapping[str, Any]) -> str:
                 _mean(row["label"], row["label_error"]),
                 _mean(row["step_by_step"], row["step_by_step_error"]),
                 _difference(row),
+                f"{_rates(row['label_rates'])} : {_rates(row['step_by_step_rates'])}",
             )
             for row in results["step_by_step"]
         ]
-        parts.append(table(("data", "label only", "label and rationale", "difference (95 %)"), lines))
+        shares = ("data", "label only", "label and rationale", "difference (95 %)", "rates")
+        parts.append(table(shares, lines))
     return "\n".join(parts)
 
 
@@ -70,17 +87,13 @@ def _mean(value: float, error: float | None) -> str:
     return f"{value:.1%}" if error is None else f"{value:.1%} ± {error:.1%}"
 
 
+def _rates(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in rates)
+
+
 def _difference(row: Mapping[str, Any]) -> str:
     low, high = row["interval"]
     return f"{row['difference']:+.1%} ({low:+.1%} .. {high:+.1%})"
-
-
-def _ints(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
-
-
-def _prices(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.replace("/", ",").split(",") if part.strip())
 
 
 def _flag(text: str) -> bool:
@@ -91,23 +104,45 @@ _PAPER: Arguments = (
     ("wc", {"metavar": "P", "help": "weak, cheap model"}),
     ("se", {"metavar": "P", "help": "strong, expensive model"}),
     ("distil", {"metavar": "P", "help": "third model, student of both (default: none)"}),
+    (
+        "distil-layers",
+        {"type": numbers(int), "metavar": "I,I2", "help": "only these layers of it (default: all)"},
+    ),
     ("problems", {"metavar": "SPEC", "help": "problems to sample on"}),
-    ("validation", {"metavar": "SPEC", "help": "problems that select checkpoints"}),
+    ("validation", {"metavar": "SPEC", "help": "problems that choose rates and checkpoints"}),
     ("test", {"metavar": "SPEC", "help": "problems of the final scores"}),
     ("match", {"metavar": "M", "help": "flops, params, money, seconds or samples (default flops)"}),
-    ("wc-price", {"type": _prices, "metavar": "IN,OUT", "help": "for the match money"}),
-    ("se-price", {"type": _prices, "metavar": "IN,OUT", "help": "for the match money"}),
-    ("budgets", {"type": _ints, "metavar": "N,N2", "help": "samples per problem of se (default 1,10)"}),
-    ("steps", {"type": _ints, "metavar": "K,K2", "help": "optimiser steps at each budget (default 40,80)"}),
+    ("wc-price", {"type": prices, "metavar": "IN,OUT", "help": "for the match money"}),
+    ("se-price", {"type": prices, "metavar": "IN,OUT", "help": "for the match money"}),
+    (
+        "budgets",
+        {"type": numbers(int), "metavar": "N,N2", "help": "samples per problem of se (default 1,10)"},
+    ),
+    (
+        "steps",
+        {
+            "type": numbers(int),
+            "metavar": "K,K2",
+            "help": "optimiser steps at each budget (default 40,80)",
+        },
+    ),
     ("temperature", {"type": float, "metavar": "T", "help": "of the samplers (default 0.8)"}),
     ("max-tokens", {"type": int, "metavar": "K", "help": "most tokens of a solution (default 256)"}),
-    ("learning-rate", {"type": float, "metavar": "L", "help": "peak rate (default 0.0003)"}),
+    (
+        "learning-rate",
+        {
+            "type": numbers(float),
+            "metavar": "L,L2",
+            "help": "peaks; validation chooses on the first seed (default 0.00005,0.0002,0.0008)",
+        },
+    ),
     ("batch-size", {"type": int, "metavar": "B", "help": "rows of a step (default 8)"}),
     ("checkpoints", {"type": int, "metavar": "C", "help": "validation looks (default 2)"}),
     ("seeds", {"type": int, "metavar": "S", "help": "training runs of each cell (default 3)"}),
     ("samples", {"type": int, "metavar": "K", "help": "samples per test problem for maj@k (default 4)"}),
     ("step-by-step", {"type": _flag, "metavar": "YES", "help": "also label against label and rationale"}),
     ("out", {"metavar": "DIR", "help": "directory of the experiment; the same command goes on there"}),
+    ("keep-students", {"action": "store_true", "help": "leave the trained students in its cells/"}),
     ("workers", {"type": int, "metavar": "W", "help": "processes that sample and train at once (default 1)"}),
     ("threads", {"type": int, "metavar": "T", "help": "CPU threads of a worker"}),
     ("quiet", {"action": "store_true", "help": "no progress lines"}),

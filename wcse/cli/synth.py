@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from wcse.cli.arguments import numbers, prices, words
 from wcse.cli.command import INTERRUPTED, Arguments, Command, Options
 from wcse.types import WcseError
 
@@ -191,18 +192,6 @@ def _key(path: str | None) -> str | None:
         raise WcseError(f"key-file={path!r}: cannot be read: {error}") from error
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _prices(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.replace("/", ",").split(",") if part.strip())
-
-
 def _arm(name: str, about: str) -> Arguments:
     options: dict[str, dict[str, Any]] = {
         "": {"metavar": "P", "dest": f"{name}_model", "help": f"{about} model"},
@@ -211,7 +200,7 @@ def _arm(name: str, about: str) -> Arguments:
         "-temperature": {"type": float, "metavar": "T", "help": "sampling temperature (default 0.8)"},
         "-max-tokens": {"type": int, "metavar": "K", "help": "most tokens of a solution (default 1024)"},
         "-few-shot": {"metavar": "SET", "help": "solved examples before each problem: a set or a JSONL file"},
-        "-price": {"type": _prices, "metavar": "IN,OUT", "help": "money for a million tokens read, written"},
+        "-price": {"type": prices, "metavar": "IN,OUT", "help": "money for a million tokens read, written"},
     }
     return tuple((f"{name}{option}", settings) for option, settings in options.items())
 
@@ -225,17 +214,28 @@ _OPTIONS: Arguments = (
     ("n", {"type": int, "metavar": "N", "help": "samples per problem of the reference (se) (default 4)"}),
     (
         "grid",
-        {"type": _numbers, "metavar": "K,K2", "help": "sample counts to measure at (default 1,3,9,..,N)"},
+        {
+            "type": numbers(int),
+            "metavar": "K,K2",
+            "help": "sample counts to measure at (default 1,3,9,..,N)",
+        },
     ),
     ("match", {"metavar": "M", "help": "flops, params, money, seconds or samples (default flops)"}),
     ("filter-answer", {"metavar": "A", "help": "gold keeps right answers, none asks nothing (default gold)"}),
     ("filter-agreement", {"type": float, "metavar": "C", "help": "least share of the votes for an answer"}),
     ("filter-min-score", {"type": float, "metavar": "X", "help": "least score by the verifier"}),
     ("filter-dedupe", {"metavar": "D", "help": "text, steps or none (default text)"}),
-    ("filter-contamination", {"type": _names, "metavar": "SPEC,..", "help": "evaluation sets to keep out"}),
+    (
+        "filter-contamination",
+        {"type": words, "metavar": "SPEC,..", "help": "evaluation sets to keep out"},
+    ),
     (
         "export",
-        {"type": _names, "metavar": "F,F2", "help": "sft, prompt_completion, dpo, kto, prm, grpo, rationale"},
+        {
+            "type": words,
+            "metavar": "F,F2",
+            "help": "sft, prompt_completion, dpo, kto, prm, grpo, rationale",
+        },
     ),
     ("seed", {"type": int, "metavar": "S", "help": "seed of all random numbers (default 42)"}),
     ("plan", {"action": "store_true", "help": "print samples, cost, memory and time, and stop"}),

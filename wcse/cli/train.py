@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from wcse.cli.arguments import numbers, words
 from wcse.cli.command import Arguments, Command, Options
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def train(options: Options) -> int:
     for index, seen in enumerate(result.checkpoints):
         losses = ", ".join(f"{task} loss {loss:.4f}" for task, loss in seen["loss"].items())
         accuracy = "" if seen["accuracy"] is None else f", accuracy {seen['accuracy']:.1%}"
-        print(
-            f"step {seen['step']}/{result.steps}: {losses}{accuracy}{' (kept)' if index == result.best else ''}"
-        )
+        at = f" at rate {seen['learning_rate']:g}" if len(config.learning_rate) > 1 else ""
+        kept = " (kept)" if index == result.best else ""
+        print(f"step {seen['step']}/{result.steps}{at}: {losses}{accuracy}{kept}")
     print(f"{result.used} of {result.rows} rows; model: {result.folder}")
     return 0
 
@@ -52,21 +53,24 @@ class _Line:
             print(f"wcse: step {report.step}/{report.steps}: {losses}", file=sys.stderr)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 _OPTIONS: Arguments = (
     ("model", {"metavar": "P", "help": "where to start: folder, embedded name or hub id"}),
     ("data", {"metavar": "FILE", "help": "rows (.jsonl, .parquet), or a folder of wcse synth"}),
     ("out", {"metavar": "DIR", "help": "folder for the trained model"}),
     ("objective", {"metavar": "O", "help": "sft, label or step_by_step (default sft)"}),
-    ("samplers", {"type": _names, "metavar": "S,S2", "help": "only rows of these samplers of wcse synth"}),
+    ("samplers", {"type": words, "metavar": "S,S2", "help": "only rows of these samplers of wcse synth"}),
     ("share", {"type": float, "metavar": "S", "help": "share of the problems (default 1.0)"}),
     ("max-steps", {"type": int, "metavar": "K", "help": "optimiser steps; 0 goes by epochs (default 0)"}),
     ("num-train-epochs", {"type": float, "metavar": "E", "help": "passes over the data (default 2.0)"}),
     ("batch-size", {"type": int, "metavar": "B", "help": "rows of a step (default 16)"}),
-    ("learning-rate", {"type": float, "metavar": "L", "help": "peak rate (default 0.0001)"}),
+    (
+        "learning-rate",
+        {
+            "type": numbers(float),
+            "metavar": "L,L2",
+            "help": "peak rate; validation chooses (default 0.0001)",
+        },
+    ),
     ("warmup-ratio", {"type": float, "metavar": "W", "help": "share of rising rate (default 0.05)"}),
     ("weight-decay", {"type": float, "metavar": "W", "help": "AdamW's (default 0.0)"}),
     ("max-length", {"type": int, "metavar": "K", "help": "longer rows are left out (default 1024)"}),

@@ -6,6 +6,8 @@ Knows nothing of records or formats.
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,11 +46,25 @@ class Disk:
 
 
 def clear_unfinished(directory: Path) -> None:
-    """Remove what killed processes of this machine left of ``atomic_file``."""
+    """Remove what killed processes of this machine left of ``atomic_file``.
+
+    Whether a process of another machine lives cannot be seen from here: on a shared disk its file stays.
+    """
+    host = _host()
     for path in directory.glob(".*.tmp"):
-        owner = path.name.split(".")[-2]
-        if owner.isdecimal() and not _lives(int(owner)):
+        *_, where, owner, _suffix = path.name.split(".")
+        if where == host and owner.isdecimal() and not _lives(int(owner)):
             path.unlink(missing_ok=True)
+
+
+def temporary(path: Path) -> Path:
+    """The file that this process fills before it becomes ``path``: its name says whose it is."""
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+
+
+def _host() -> str:
+    """This machine's name as a part of a file's name, without dots."""
+    return re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
 
 
 def _lives(process: int) -> bool:
@@ -73,14 +89,14 @@ def atomic_file(path: Path, *, disk: Disk | None = None, sync_name: bool = True)
         OSError: as the disk said it; ``path`` is untouched and the temporary file is gone.
     """
     disk = disk or Disk()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with unfinished.open("wb") as file:
             yield file
             file.flush()
             disk.fsync(file.fileno())
-        disk.replace(temporary, path)
+        disk.replace(unfinished, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     if sync_name:
         disk.sync_directory(path.parent)

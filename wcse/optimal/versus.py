@@ -1,8 +1,9 @@
 """A small model with search beside larger models: accuracy against FLOPs, by difficulty, with paired intervals.
 
 Read from finished runs on the same problems. Difficulty is the small model's own pass@1, by rank: it needs the
-gold answers, so it explains and cannot be deployed. All differences are paired problem by problem; their intervals
-draw the problems anew.
+gold answers, so it explains and cannot be deployed. It is taken from the very samples that sample sets are judged on:
+on the hard third sampling therefore looks too weak beside search, on the easy third too strong (regression to the
+mean). All differences are paired problem by problem; their intervals draw the problems anew.
 """
 
 from __future__ import annotations

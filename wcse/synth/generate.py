@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Self
 
 from wcse.data.fingerprint import fingerprint_path
 from wcse.data.record import SolveRecord
@@ -84,7 +85,11 @@ def verifier_cost(name: str, family: str | None = None) -> ModelCost:
 
 
 class LocalExecutor:
-    """Works in this process."""
+    """Works in this process.
+
+    While it holds models, what the process had made by then is frozen for the garbage collector; ``close`` ends that
+    and drops them.
+    """
 
     def __init__(self, recipe: SynthRecipe) -> None:
         self._recipe = recipe
@@ -106,12 +111,23 @@ class LocalExecutor:
     def models(self, sampler: str, recipe: Recipe, *, fresh: bool = False) -> Models:
         """The sampler's models; ``fresh`` drops an engine that an error has left in the middle of work."""
         if fresh or self._models is None or self._sampler != sampler:
-            gc.unfreeze()
-            self._models = None  # free the memory first
+            self.close()  # free the memory first
             self._models = Models.load(recipe)
             gc.freeze()  # the collector would look through all that is loaded again and again
             self._sampler = sampler
         return self._models
+
+    def close(self) -> None:
+        """Drop the models. It may go on afterwards, and loads them again."""
+        if self._models is not None:
+            self._models = None
+            gc.unfreeze()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class _Batch:

@@ -141,12 +141,12 @@ class _Writer:
             list(threads.map(Shards.close, self._shards.values()))
         measures = self._numbers(totals, balances, sizes)
         _write_json(self._folder / MEASURES, measures, sync_name=False)
-        for name, text in (
-            (CARD, card(self._recipe, measures)),
+        for name, content in (
+            (CARD, card(self._recipe, measures).encode("utf-8", "replace")),
             (REPORT, page(f"training data on {self._recipe.problems}", measures)),
         ):
             with atomic_file(self._folder / name, sync_name=False) as file:
-                file.write(text.encode("utf-8", "replace"))
+                file.write(content)
         for folder in (self._folder / DATA, self._folder):
             Disk().sync_directory(folder)  # all names are on the disk before the manifest vouches for them
         files = {

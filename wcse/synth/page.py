@@ -1,37 +1,39 @@
 """``report.html`` of a data run: coverage at matched cost and at equal samples as curves, and the card's tables.
 
-One file without scripts; colours are those of the report of ``wcse solve``.
+One file without scripts, in the frame that every page of results has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
+from wcse.report import results
 from wcse.report.overview import hue, short
 from wcse.report.plots import Line, plot
+from wcse.report.results import section, table
 from wcse.synth.card import costs_table, measures_tables
 
 
-def page(title: str, measures: Mapping[str, Any]) -> str:
+def page(title: str, measures: Mapping[str, Any]) -> bytes:
     """The page; without figures where nothing was compared."""
-    style = files("wcse.report").joinpath("page.css").read_text(encoding="utf-8")
     figures = "".join(f"<figure>{figure}</figure>" for figure in _figures(measures))
-    says = "".join(f"<p>{escape(balance['says'])}</p>" for balance in measures["match"]["balances"])
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title><style>{style}</style></head><body>\n"
-        f'<header><div class="brand"><b>wcse</b><span>{escape(title)}</span></div></header><main>\n'
-        f'<section class="card"><div class="figures">{figures}</div></section>\n'
-        f'<section class="card scroll"><h2>Match and cost</h2>{_html(costs_table(measures))}{says}</section>\n'
-        f'<section class="card scroll"><h2>Measures</h2>{_html(measures_tables(measures))}</section>\n'
-        "</main></body></html>\n"
-    )
+    match = measures["match"]
+    says = "".join(f"<p>{escape(balance['says'])}</p>" for balance in match["balances"])
+    sections = [
+        section("Match and cost", _html(costs_table(measures)) + says),
+        section("Measures", _html(measures_tables(measures))),
+    ]
+    if figures:
+        sections.insert(0, section("Coverage", f'<div class="figures">{figures}</div>'))
+    tiles = [("problems", f"{measures['problems']:,}", "finished by every sampler, with a gold answer")]
+    tiles += [
+        (name, f"{cost['samples']:,}", f"samples, {short(cost['flops'])} FLOPs")
+        for name, cost in measures["costs"].items()
+    ]
+    options = {"matched by": match["by"], "reference": match["reference"]}
+    return results.page(title, options, tiles, sections)
 
 
 def _figures(measures: Mapping[str, Any]) -> list[str]:
@@ -63,16 +65,14 @@ def _lines(pairs: Sequence[Mapping[str, Any]]) -> list[Line]:
 
 def _html(markdown: str) -> str:
     """Our own Markdown, tables and headings and plain lines, as HTML."""
-    parts, rows = [], []
+    parts: list[str] = []
+    rows: list[list[str]] = []
     for line in [*markdown.splitlines(), ""]:
         if line.startswith("| "):
-            rows.append([escape(cell.strip().replace("\\|", "|")) for cell in line[1:-1].split(" | ")])
+            rows.append([cell.strip().replace("\\|", "|") for cell in line[1:-1].split(" | ")])
             continue
         if rows:
-            head, body = rows[0], rows[2:]
-            cells = "".join(f"<th>{cell}</th>" for cell in head)
-            lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body)
-            parts.append(f"<table><tr>{cells}</tr>{lines}</table>")
+            parts.append(table([rows[0], *rows[2:]]))  # without the line of dashes
             rows = []
         if line.startswith("#"):
             parts.append(f"<h3>{escape(line.lstrip('# '))}</h3>")

@@ -52,13 +52,13 @@ def pilot(recipe: SynthRecipe, problems: Sequence[Problem]) -> dict[str, Charge]
         WcseError: a model cannot be loaded, or no pilot problem could be done.
     """
     chosen = random.Random(recipe.seed).sample(list(problems), min(PILOT_PROBLEMS, len(problems)))
-    executor = LocalExecutor(recipe)
     charges: dict[str, Charge] = {}
-    for name, spec in recipe.samplers.items():
-        n = 1 if spec.strategy == "greedy" else -(-PILOT_SAMPLES // spec.quantum) * spec.quantum
-        records: list[SynthRecord] = []
-        executor.run([(Unit(name, 0, problem.id, n), problem) for problem in chosen], records.append)
-        charges[name] = sum((Charge.of(record, spec) for record in records), Charge())
+    with LocalExecutor(recipe) as executor:
+        for name, spec in recipe.samplers.items():
+            n = 1 if spec.strategy == "greedy" else -(-PILOT_SAMPLES // spec.quantum) * spec.quantum
+            records: list[SynthRecord] = []
+            executor.run([(Unit(name, 0, problem.id, n), problem) for problem in chosen], records.append)
+            charges[name] = sum((Charge.of(record, spec) for record in records), Charge())
     return charges
 
 

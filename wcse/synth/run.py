@@ -125,7 +125,7 @@ class _Behind:
     """Stores records on a thread of its own, in order, while the next ones are made. Leaving it waits for the last one.
 
     An error is raised by the next call, or on leaving; what was handed over after the record that caused it is not
-    stored.
+    stored. Where the body raises (Ctrl-C, say), what was handed over is stored before that gets through.
     """
 
     def __init__(self, store: OnRecord) -> None:

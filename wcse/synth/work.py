@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 
 from wcse.data.fingerprint import fingerprint_problems
@@ -72,7 +72,7 @@ def executor_of(recipe: SynthRecipe) -> AbstractContextManager[Executor]:
         return RayPool(recipe, recipe.workers, recipe.ray, fingerprints=model_fingerprints(recipe))
     if recipe.workers:
         return WorkerPool(recipe, recipe.workers)
-    return nullcontext(LocalExecutor(recipe))
+    return LocalExecutor(recipe)
 
 
 def open_journal(recipe: SynthRecipe, problems: Sequence[Problem], directory: str) -> Journal:

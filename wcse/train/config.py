@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from wcse.recipe import Options, runtime_only
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, int | float) else value
+
+
+Rates = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_listed), Field(min_length=1)]
+"""Learning rates; one alone is a tuple of one."""
 
 
 class TrainConfig(Options):
@@ -29,7 +37,9 @@ class TrainConfig(Options):
     max_steps: int = Field(0, description="optimiser steps; 0 goes by epochs", ge=0)
     num_train_epochs: float = Field(2.0, description="passes over the data, where max_steps is 0", gt=0)
     batch_size: int = Field(16, description="rows of an optimiser step", ge=1)
-    learning_rate: float = Field(1e-4, description="peak; cosine to zero", gt=0)
+    learning_rate: Rates = Field(
+        (1e-4,), description="peak, cosine to zero; of several, validation keeps the best checkpoint of all"
+    )
     warmup_ratio: float = Field(0.05, description="share of the steps with a rising rate", ge=0, lt=1)
     weight_decay: float = Field(0.0, description="AdamW's", ge=0)
     max_grad_norm: float = Field(1.0, description="gradients are clipped to this norm", gt=0)
@@ -66,5 +76,13 @@ class TrainConfig(Options):
         ):
             raise ValueError(
                 f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs}: give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_are_chosen(self) -> TrainConfig:
+        if len(self.learning_rate) > 1 and self.validation is None:
+            raise ValueError(
+                f"learning_rate={list(self.learning_rate)}: to choose one, give validation problems"
             )
         return self

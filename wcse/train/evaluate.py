@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wcse.data.curves import SampleSet, accuracy_curves
 from wcse.data.record import SolveRecord
@@ -30,6 +31,12 @@ class Score:
     right: tuple[bool, ...]
     pass_at: dict[int, float]
     maj_at: dict[int, float]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Score:
+        """What ``dataclasses.asdict`` wrote."""
+        curves = {name: {int(k): v for k, v in data[name].items()} for name in ("pass_at", "maj_at")}
+        return cls(**{**data, **curves, "right": tuple(data["right"])})
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""Fine-tune a model and keep the checkpoint that validation likes best.
+"""Fine-tune a model, at several learning rates if asked to, and keep the checkpoint that validation likes best.
 
 Models are transformers', so anything with a causal or encoder-decoder head can be a student; the trainers are TRL's
 and transformers', LoRA is peft's. Validation of causal models goes through wcse's own engine.
@@ -35,8 +35,8 @@ _COPIED = (
 class Trained:
     """What came out. ``used`` of ``rows`` rows were trained on.
 
-    ``checkpoints``: step, mean loss by task since the one before, validation accuracy or None. ``best`` is the
-    index of the one that was kept.
+    ``steps``: of each learning rate. ``checkpoints``: learning rate, step, mean loss by task since the one before,
+    validation accuracy or None. ``best`` is the index of the one that was kept.
     """
 
     folder: Path
@@ -64,13 +64,17 @@ def train(config: TrainConfig, on_step: OnStep = lambda _: None) -> Trained:
     if (out / REPORT).is_file():
         raise WcseError(f"out={config.out!r} holds a trained model; give another folder or remove it")
     with _threads(config.threads):
-        torch.manual_seed(config.seed)
         model, tokenizer = load_student(source)
         context = getattr(model.config, "max_position_embeddings", None) or config.max_length
         loaded = load_items(config, tokenizer, seq2seq=model.config.is_encoder_decoder, context=context)
-        model = adapted(model, config)
-        run = _Run(config, model, tokenizer, source, out, loaded, on_step)
-        run_trainer(model, tokenizer, loaded.groups, config, run.heard)
+        run = _Run(config, tokenizer, source, out, loaded, on_step)
+        for number, rate in enumerate(config.learning_rate):
+            if number:
+                model, _ = load_student(source)
+            torch.manual_seed(config.seed)  # a rate's result does not depend on those before it
+            model = adapted(model, config)
+            run.begin(model, rate)
+            run_trainer(model, tokenizer, loaded.groups, config, rate, run.heard)
     return run.finish()
 
 
@@ -93,13 +97,19 @@ def load_student(source: Path) -> tuple[Any, Any]:
         ) from error
 
 
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy what a model's folder has beside its weights and shape."""
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
 class _Run:
     """Looks at the model at each checkpoint, and keeps the best."""
 
     def __init__(
         self,
         config: TrainConfig,
-        model: Any,
         tokenizer: Any,
         source: Path,
         out: Path,
@@ -107,7 +117,6 @@ class _Run:
         on_step: OnStep,
     ) -> None:
         self._config = config
-        self._model = model
         self._source = source
         self._out = out
         self._loaded = loaded
@@ -117,9 +126,13 @@ class _Run:
         looks = min(config.checkpoints, self._steps)
         self._marks = {round((i + 1) * self._steps / looks) for i in range(looks)}
         self._problems = _validation(config, loaded)
-        self._sums: dict[str, list[float]] = {}
         self._seen: list[dict[str, Any]] = []
         self._best: int | None = None
+
+    def begin(self, model: Any, rate: float) -> None:
+        """``heard`` is now about this model, trained at this rate."""
+        self._model, self._rate = model, rate
+        self._sums: dict[str, list[float]] = {}
 
     def heard(self, report: StepReport) -> None:
         for task, loss in report.losses.items():
@@ -136,7 +149,7 @@ class _Run:
         folder = self._out.with_name(self._out.name + ".now")
         self._save(folder)
         accuracy = self._accuracy(folder) if self._problems else None
-        self._seen.append({"step": step, "loss": losses, "accuracy": accuracy})
+        self._seen.append({"learning_rate": self._rate, "step": step, "loss": losses, "accuracy": accuracy})
         best = None if self._best is None else self._seen[self._best]["accuracy"]
         if (
             best is None or accuracy is None or accuracy > best
@@ -161,9 +174,7 @@ class _Run:
             model.unmerge_adapter()
         else:
             model.save_pretrained(folder)
-        for name in _COPIED:
-            if (self._source / name).is_file():
-                shutil.copyfile(self._source / name, folder / name)
+        copy_tokenizer(self._source, folder)
 
     def _accuracy(self, folder: Path) -> float:
         config = self._config

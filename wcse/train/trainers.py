@@ -60,9 +60,11 @@ _NEEDS = "needs an extra package: pip install 'wcse[train]'"
 
 
 def run_trainer(
-    model: Any, tokenizer: Any, groups: Sequence[Group], config: TrainConfig, on_step: OnStep
+    model: Any, tokenizer: Any, groups: Sequence[Group], config: TrainConfig, rate: float, on_step: OnStep
 ) -> None:
-    """Train in place. ``on_step`` hears every optimiser step, after it; what it raises ends the run.
+    """Train in place at one of the configuration's learning rates.
+
+    ``on_step`` hears every optimiser step, after it; what it raises ends the run.
 
     Raises:
         WcseError: trl or accelerate is not installed.
@@ -72,7 +74,7 @@ def run_trainer(
     steps = total_steps(config, len(groups))
     plain = config.objective == "sft" and not model.config.is_encoder_decoder
     with TemporaryDirectory(prefix="wcse-train-") as scratch:
-        options = _arguments(config, steps, scratch)
+        options = _arguments(config, rate, steps, scratch)
         try:
             make = _sft_trainer if plain else _task_trainer
             trainer = make(model, tokenizer, groups, config, options)
@@ -83,13 +85,13 @@ def run_trainer(
         trainer.train()
 
 
-def _arguments(config: TrainConfig, steps: int, scratch: str) -> dict[str, Any]:
+def _arguments(config: TrainConfig, rate: float, steps: int, scratch: str) -> dict[str, Any]:
     """What both trainers are told. Checkpoints are not theirs: validation decides what is kept."""
     return {
         "output_dir": scratch,
         "max_steps": steps,
         "per_device_train_batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
+        "learning_rate": rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": round(config.warmup_ratio * steps),
         "weight_decay": config.weight_decay,
