@@ -224,14 +224,14 @@ def test_what_a_search_by_steps_cannot_pass_is_refused(model: LoadedModel) -> No
     }
     with AsyncLLM(model, kv_memory=0.1) as llm:
 
-        async def run(name: str, verifier: Any = NoVerdict()) -> int:
+        async def run(name: str, verified: bool = True) -> int:
             params = SamplingParams(max_tokens=8, **{name: set_to[name]})
-            search = RemoteSearch(llm, verifier=verifier, params=params)
-            strategy = "best_of_n" if verifier else "majority"
+            search = RemoteSearch(llm, verifier=NoVerdict() if verified else None, params=params)
+            strategy = "best_of_n" if verified else "majority"
             return len(await search.solve(model.tokenizer.encode("1 + 1"), "1 + 1", strategy=strategy, n=2))
 
         _refused(run, *set_to)
-        assert asyncio.run(run("min_tokens", None)), "a whole solution is one request"
+        assert asyncio.run(run("min_tokens", False)), "a whole solution is one request"
 
 
 class NoVerdict:

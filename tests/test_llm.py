@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -370,3 +372,17 @@ def test_structured_outputs(model: LoadedModel) -> None:
 def test_too_little_memory_is_refused(model: LoadedModel) -> None:
     with pytest.raises(WcseError, match=r"kv_memory=.*holds 0 pages"):
         LLM(model, kv_memory=1e-6)
+
+
+def test_chat_hands_options_to_the_template(model: LoadedModel) -> None:
+    tokenizer = copy.copy(model.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ ' quick' if hurry else ' slow' }}"
+    )
+    llm = LLM(replace(model, tokenizer=tokenizer), kv_memory=0.1)
+    params = SamplingParams(max_tokens=1)
+    for hurry, word in ((True, " quick"), (False, " slow")):
+        chat = [{"role": "user", "content": "1 + 1"}]
+        (output,) = llm.chat(chat, params, chat_template_kwargs={"hurry": hurry}, use_tqdm=False)
+        assert tokenizer.decode(output.prompt_token_ids) == "1 + 1" + word
+    assert output.metrics is None and output.lora_request is None

@@ -112,7 +112,9 @@ def test_a_token_backend_passes_sampling_parameters_or_refuses_them(
     async def run() -> list[tuple[int, ...]]:
         url = f"{live.url}/v1"
         decode = partial(model.tokenizer.decode, skip_special_tokens=True)
-        server = Completions(url, "tiny-wc") if kind == "completions" else Generate(url, "tiny-wc", decode=decode)
+        server = (
+            Completions(url, "tiny-wc") if kind == "completions" else Generate(url, "tiny-wc", decode=decode)
+        )
         for one in (*refused, {"detokenize": False}):
             with pytest.raises(FieldError, match=f"^{next(iter(one))}="):
                 await server.complete(ids, SamplingParams(**one))

@@ -8,9 +8,11 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from live_server import GENERATE, Live
 from serve_storms import disconnects
 
+from wcse import cli
 from wcse.models.load import LoadedModel
 from wcse.serve.app import make_server
 from wcse.serve.service import ServeConfig, Service
@@ -144,3 +146,22 @@ def test_a_host_beyond_this_machine_needs_a_key(model: LoadedModel) -> None:
     with pytest.raises(WcseError, match="API key"):
         make_server(service, host="0.0.0.0", port=1)
     service.judge.close()
+
+
+def test_the_commands_options_reach_the_server(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    found: list[tuple[ServeConfig, int]] = []
+
+    def run(config: ServeConfig, **_: Any) -> None:
+        found.append((config, torch.get_num_threads()))
+
+    monkeypatch.setattr("wcse.serve.app.run", run)
+    before = torch.get_num_threads()
+    command = ["serve", "--policy", "tiny-wc", "--prm", "tiny-wc-prm", "--prm-quantization", "int4"]
+    try:
+        assert cli.main([*command, "--threads", str(before + 1), "--max-num-seqs", "7"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    ((config, threads),) = found
+    assert (config.prm_quantization, config.max_num_seqs, threads) == ("int4", 7, before + 1)
+    assert cli.main([*command, "--threads", "0"]) == 2
+    assert "--threads: '0': give a whole number of at least 1" in capsys.readouterr().err

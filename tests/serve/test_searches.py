@@ -11,6 +11,7 @@ from live_server import QUESTION, Live, serving
 
 from wcse.data.fingerprint import fingerprint_models
 from wcse.models.load import LoadedModel
+from wcse.reward.scorer import ImplicitPRM
 from wcse.serve.service import ServeConfig, Service
 from wcse.types import PROBE, WcseError
 
@@ -97,7 +98,8 @@ def test_the_verifiers_weights_are_quantised_as_asked(model: LoadedModel) -> Non
             Service(ServeConfig(model="tiny-wc", prm=prm, prm_quantization="int8", kv_memory=0.01), model)
     config = ServeConfig(model="tiny-wc", prm="tiny-wc-prm", prm_quantization="int8", kv_memory=0.05)
     service = Service(config, model)
-    assert service.scorer.model.decoder.quantization == "int8"
+    assert isinstance(service.scorer, ImplicitPRM)
+    assert service.scorer.model.runner.decoder.quantization == "int8"
     service.judge.close()
 
 

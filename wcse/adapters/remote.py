@@ -35,7 +35,6 @@ from wcse.types import (
     WcseError,
 )
 
-
 _OF_WHOLE = ("min_tokens", "presence_penalty", "frequency_penalty", "structured_outputs")
 """Parameters that look at the completion so far; in a request for one step that is the step alone."""
 

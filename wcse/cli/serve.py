@@ -90,7 +90,11 @@ _SERVE = (
     ("seed", {"type": int, "metavar": "S", "help": "seed of searches without one (default 0)"}),
     (
         "max-num-seqs",
-        {"type": int, "metavar": "ROWS", "help": "most completions written at once, solve's --batch-size (default 256)"},
+        {
+            "type": int,
+            "metavar": "ROWS",
+            "help": "most completions written at once, solve's --batch-size (default 256)",
+        },
     ),
     ("max-model-len", {"type": int, "metavar": "K", "help": "most tokens of prompt and completion"}),
     ("kv-memory", {"type": float, "metavar": "GIB", "help": "memory for keys and values (default 2)"}),
