@@ -31,7 +31,7 @@ class Record:
     Args:
         folder, name: of the files.
         peaks: FLOP/s of this machine's fp32 GEMM, measured before each round.
-        sessions: when, from which commit and with which versions the runs were that wrote here.
+        runs: when and from which commit each run was that wrote here.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Record:
     machine: dict[str, Any]
     turns: list[Turn] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
-    sessions: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
     sides: dict[str, dict[str, Any]] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
     seats: list[Seat] = field(default_factory=list)
@@ -63,8 +63,8 @@ class Record:
                     f"{path} is of another {' and '.join(differing)}; give --fresh or another --name"
                 )
             record.turns = [Turn(**turn) for turn in old["turns"]]
-            record.peaks, record.sessions, record.sides = old["peaks"], old["sessions"], old["sides"]
-        record.sessions.append(
+            record.peaks, record.runs, record.sides = old["peaks"], old["runs"], old["sides"]
+        record.runs.append(
             {"date": _now(), "commit": _output("git", "-C", str(HERE), "rev-parse", "--short", "HEAD")}
         )
         return record
@@ -95,7 +95,7 @@ class Record:
         records = report.summary(self.turns, dtypes, self._floors())  # type: ignore[arg-type]
         text = self._heading() + report.table(records, self.seats)
         facts: Mapping[str, Any] = {
-            "shape": asdict(self.shape), "threads": self.threads, "machine": self.machine, "sessions": self.sessions,
+            "shape": asdict(self.shape), "threads": self.threads, "machine": self.machine, "runs": self.runs,
             "plan": self.plan, "peaks": self.peaks, "sides": self.sides, "summary": records,
         }  # fmt: skip
         report.write(self.folder, self.name, facts, self.turns, text)
@@ -116,7 +116,7 @@ class Record:
         return floors
 
     def _heading(self) -> str:
-        machine, last = self.machine, self.sessions[-1]
+        machine, last = self.machine, self.runs[-1]
         peak = f"; fp32 GEMM {statistics.median(self.peaks) / 1e9:.0f} GFLOP/s" if self.peaks else ""
         return (
             f"{self.threads} threads of {machine['cores']} cores of {machine['cpu']} ({machine['isa']}){peak}; "
