@@ -107,13 +107,17 @@ def test_a_student_of_some_layers(tmp_path: Path) -> None:
         prune("tiny-wc", [6], tmp_path / "other")
 
 
-def test_leaking_splits_are_refused(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_leaking_splits_and_unclear_options_are_refused(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(options | {"test": options["problems"]}) == 2
     assert "test: 6 of its problems are in problems, too" in capsys.readouterr().err
     assert main(options | {"test": options["validation"]}) == 2
     assert "test: 2 of its problems are in validation, too" in capsys.readouterr().err
     assert main(options | {"budgets": "1,2"}) == 2
     assert "give one number of steps a budget" in capsys.readouterr().err
+    assert main(options | {"step-by-step": "maybe"}) == 2
+    assert "'maybe': give yes or no" in capsys.readouterr().err
 
 
 def test_changed_inputs_are_another_experiment(

@@ -55,6 +55,14 @@ def numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[Any, ...]]:
     return read
 
 
+def yes_or_no(text: str) -> bool:
+    """yes or no, in the words that YAML has for them."""
+    meant = {"yes": True, "true": True, "no": False, "false": False}.get(text.lower())
+    if meant is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: give yes or no")
+    return meant
+
+
 def prices(text: str) -> tuple[float, ...]:
     """Prices of tokens that are read and written: "0.1,0.4" or "0.1/0.4"."""
     return numbers(float)(text.replace("/", ","))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wcse.cli.arguments import numbers, prices
+from wcse.cli.arguments import numbers, prices, yes_or_no
 from wcse.cli.command import Arguments, Command, Options
 
 
@@ -96,10 +96,6 @@ def _difference(row: Mapping[str, Any]) -> str:
     return f"{row['difference']:+.1%} ({low:+.1%} .. {high:+.1%})"
 
 
-def _flag(text: str) -> bool:
-    return text.lower() not in ("no", "false", "0")
-
-
 _PAPER: Arguments = (
     ("wc", {"metavar": "P", "help": "weak, cheap model"}),
     ("se", {"metavar": "P", "help": "strong, expensive model"}),
@@ -140,7 +136,7 @@ _PAPER: Arguments = (
     ("checkpoints", {"type": int, "metavar": "C", "help": "validation looks (default 2)"}),
     ("seeds", {"type": int, "metavar": "S", "help": "training runs of each cell (default 3)"}),
     ("samples", {"type": int, "metavar": "K", "help": "samples per test problem for maj@k (default 4)"}),
-    ("step-by-step", {"type": _flag, "metavar": "YES", "help": "also label against label and rationale"}),
+    ("step-by-step", {"type": yes_or_no, "metavar": "YES", "help": "also label against label and rationale"}),
     ("out", {"metavar": "DIR", "help": "directory of the experiment; the same command goes on there"}),
     ("keep-students", {"action": "store_true", "help": "leave the trained students in its cells/"}),
     ("workers", {"type": int, "metavar": "W", "help": "processes that sample and train at once (default 1)"}),
