@@ -117,7 +117,7 @@ def _outcomes(
                     if cell.seed == 0:
                         waiting |= {pool.submit(run, o.at(outcome.rate)): o for o in others[cell.key]}
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # processes that are gone have their CPU time counted
 
 
 def _quiet() -> None:
