@@ -278,9 +278,7 @@ def test_our_side_writes_every_token(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "| a | 8 | wcse:float32 tree | 32 |" in (tmp_path / "mine.md").read_text()
     assert main([*options.split(), str(tmp_path)]) == 0
     again = json.loads((tmp_path / "mine.json").read_text())
-    assert (
-        again["turns"] == whole["turns"] and len(again["runs"]) == 2 and again["peaks"] == whole["peaks"]
-    )
+    assert again["turns"] == whole["turns"] and len(again["runs"]) == 2 and again["peaks"] == whole["peaks"]
     assert main([*options.replace("--steps 3", "--steps 2").split(), str(tmp_path)]) == 2
 
 
